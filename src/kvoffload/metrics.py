@@ -1,0 +1,88 @@
+"""Counters, and the frozen snapshot of them that `get_stats()` returns."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+
+from .types import Medium
+
+
+@dataclass(frozen=True, slots=True)
+class TierStats:
+    """One tier at one moment; counters run from the opening of the manager.
+
+    Attributes:
+        medium: Kind of the tier.
+        capacity_blocks: Slots.
+        blocks: Slots that hold a ready block, clean copies of blocks further up included.
+        bytes: Payload bytes in those slots.
+        blocks_read: Blocks read or viewed.
+        blocks_written: Blocks written.
+        bytes_read: Payload bytes read or viewed.
+        bytes_written: Payload bytes written.
+        hits: Blocks that a load found here.
+        errors: Blocks that could not be read, written or erased.
+        queue_depth: Blocks that are being read or written now.
+        free_blocks: Slots with nothing in them.
+        pending_blocks: Slots reserved for a block that is not ready yet.
+        retired_blocks: Slots out of use until a view derived from an ended lease is gone.
+    """
+
+    medium: Medium
+    capacity_blocks: int
+    blocks: int = 0
+    bytes: int = 0
+    blocks_read: int = 0
+    blocks_written: int = 0
+    bytes_read: int = 0
+    bytes_written: int = 0
+    hits: int = 0
+    errors: int = 0
+    queue_depth: int = 0
+    free_blocks: int = 0
+    pending_blocks: int = 0
+    retired_blocks: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class ManagerStats:
+    """A manager at one moment; all counts are blocks, from the opening of the manager.
+
+    Attributes:
+        hits: Leading ready blocks of each `lookup` and `request`.
+        misses: The rest of them.
+        stored: Blocks that became ready.
+        rejected: Blocks that `store` did not take.
+        evictions: Blocks that left every tier to make room.
+        promotions: Moves to a higher tier.
+        demotions: Moves to a lower tier.
+        pending: Blocks that are being stored now.
+        pinned: Blocks that are pinned now.
+        expired: Reservations and pins taken back from holders that never completed them.
+        io_errors: Blocks that a tier could not read, write or erase.
+        corrupt: Blocks that were dropped since their bytes did not check.
+        prefetch_issued: Blocks that a hint made the manager fetch.
+        prefetch_useful: Of those, the ones that were then used.
+        prefetch_wasted: Of those, the ones that left before any use.
+        prefetch_dropped: Hinted blocks that were not fetched: queue full, cancelled, or failed.
+        tiers: One `TierStats` for each tier, by name.
+    """
+
+    hits: int = 0
+    misses: int = 0
+    stored: int = 0
+    rejected: int = 0
+    evictions: int = 0
+    promotions: int = 0
+    demotions: int = 0
+    pending: int = 0
+    pinned: int = 0
+    expired: int = 0
+    io_errors: int = 0
+    corrupt: int = 0
+    prefetch_issued: int = 0
+    prefetch_useful: int = 0
+    prefetch_wasted: int = 0
+    prefetch_dropped: int = 0
+    tiers: Mapping[str, TierStats] = field(default_factory=dict)
