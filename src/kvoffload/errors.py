@@ -93,3 +93,11 @@ class TierLockedError(TierError):
 
 class CorruptBlockError(TierError):
     """A block's bytes did not check; the block was dropped and counts as a miss."""
+
+
+class DerivedViewWarning(RuntimeWarning):
+    """Something derived from a leased view (a slice, an array) outlived its lease.
+
+    It stays readable and never shows another block's bytes, but its slot is out of use until it
+    is gone. Copy what you need to keep.
+    """

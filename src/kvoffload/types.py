@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from contextlib import AbstractAsyncContextManager
 from dataclasses import dataclass, field
 from enum import Enum
@@ -28,10 +28,17 @@ BlockHash: TypeAlias = bytes | str | int
 Key: TypeAlias = BlockHash | tuple[str, BlockHash]
 """A block inside one manager: its hash, with the namespace where it is not the manager's own."""
 
-Clock: TypeAlias = Callable[[], float]
-"""Monotonic seconds."""
-
 ByteArray: TypeAlias = NDArray[np.uint8]
+
+
+class Clock(Protocol):
+    """Time as a manager sees it; tests inject `kvoffload.testing.ManualClock`."""
+
+    def __call__(self) -> float:
+        """Return monotonic seconds."""
+
+    async def sleep(self, seconds: float) -> None:
+        """Return after this many seconds."""
 
 
 class Medium(Enum):
@@ -319,6 +326,10 @@ class Lease(Sequence[memoryview]):
 
     def __len__(self) -> int:
         return len(self._views)
+
+    def end(self) -> None:
+        """Let go of the views; the manager does this when the scope is left."""
+        self._views = []
 
     def __repr__(self) -> str:
         return f"<Lease of {len(self)} blocks>"

@@ -1,0 +1,51 @@
+"""Settings of a manager as plain data, for `LRUManagerFactory.create_async`."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+from .errors import ConfigError
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ManagerSettings:
+    """What an `AsyncLRUManager` is made from; checked when it is made.
+
+    Attributes:
+        hot_blocks: Slots of the hot tier.
+        warm_blocks: Slots of the warm tier; 0 for none.
+        cold_blocks: Slots of the cold tier; 0 for none.
+        cold_path: Directory of the cold tier; needed with `cold_blocks`.
+        block_tokens: Tokens a block.
+        block_bytes: Bytes of a slot.
+        policy: Name of the eviction policy.
+        prefetch_lookahead: Hinted blocks that are read at a time.
+        promote_threshold: Uses in a lower tier that promote a block.
+        namespace: Isolation domain that is part of every key.
+        staging_bytes: Budget of the buffers for blocks that have no address of their own.
+        reservation_ttl_s: Seconds until a two-phase holder that never completes is given up.
+
+    Raises:
+        ConfigError: A cold tier without a path, or a path without a cold tier.
+    """
+
+    hot_blocks: int = 1000
+    warm_blocks: int = 0
+    cold_blocks: int = 0
+    cold_path: str | Path | None = None
+    block_tokens: int = 16
+    block_bytes: int = 65536
+    policy: str = "weighted"
+    prefetch_lookahead: int = 4
+    promote_threshold: int = 3
+    namespace: str = ""
+    staging_bytes: int = 256 * 1024 * 1024
+    reservation_ttl_s: float = 600.0
+
+    def __post_init__(self) -> None:
+        if bool(self.cold_blocks) != (self.cold_path is not None):
+            raise ConfigError(
+                "cold_blocks and cold_path belong together, not "
+                f"cold_blocks={self.cold_blocks!r} with cold_path={self.cold_path!r}"
+            )

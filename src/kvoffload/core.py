@@ -1,0 +1,318 @@
+"""What every manager is made of: tiers, index, movement and lifecycle, put together once."""
+
+from __future__ import annotations
+
+import logging
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+
+from .errors import BlockNotFoundError, ConfigError
+from .events import EventHub
+from .index import BlockEntry, Index
+from .jobs import Jobs
+from .keys import check_namespace, decode_key
+from .lifecycle import Lifecycle
+from .metrics import ManagerStats
+from .movement.durability import Durability
+from .movement.loading import Loading
+from .movement.storing import Stored, Storing
+from .movement.transfer import Transfer
+from .prefetch import Prefetcher
+from .twophase import TwoPhase
+from .types import BlockHash, BlockState, ByteArray, Clock, EvictionPolicy, Key, RejectReason, Tier
+from .views import Staging
+
+log = logging.getLogger("kvoffload")
+
+
+@dataclass(slots=True)
+class Outcome:
+    """What became of the blocks of one store, by key."""
+
+    stored: list[Key] = field(default_factory=list)
+    present: list[Key] = field(default_factory=list)
+    rejected: dict[Key, RejectReason] = field(default_factory=dict)
+    evicted: list[Key] = field(default_factory=list)
+
+
+@dataclass(frozen=True, slots=True)
+class CoreOptions:
+    """What a core is told beside its tiers and its policy.
+
+    Attributes:
+        clock: Time.
+        namespace: The manager's own namespace.
+        staging_bytes: Budget of the buffers for blocks that have no address of their own.
+        reservation_ttl_s: Seconds until a two-phase holder that never completes is given up.
+        promote_threshold: Uses below the hottest tier that promote a block; `None` for never.
+        close_timeout_s: Seconds that a close may take.
+    """
+
+    clock: Clock
+    namespace: str
+    staging_bytes: int
+    reservation_ttl_s: float
+    promote_threshold: int | None
+    close_timeout_s: float
+
+
+class Core:
+    """One manager's parts; the managers are the contract on top of it."""
+
+    def __init__(
+        self, name: str, tiers: Sequence[Tier], policy: EvictionPolicy, options: CoreOptions
+    ) -> None:
+        check_tiers(tiers)
+        self.namespace = check_namespace(options.namespace)
+        self.block_bytes = tiers[0].block_bytes
+        self.tiers = tuple(tiers)
+        self.clock = options.clock
+        self.lifecycle = Lifecycle(name)
+        self.check = self.lifecycle.check
+        self.events = EventHub(self.namespace)
+        self.index = Index(tiers, policy, self.clock, self.events)
+        self._options = options
+        self._staging = Staging(options.staging_bytes, self.block_bytes)
+        self.prefetchers: list[Prefetcher] = []
+        # Made when the manager is opened, for they run its tasks and threads.
+        self.transfer: Transfer
+        self.jobs: Jobs
+        self.storing: Storing
+        self.loading: Loading
+        self.durability: Durability
+        self.two_phase: TwoPhase
+
+    # Life
+
+    async def open(self) -> None:
+        """Open the tiers, take over what they still hold, and start the background tasks.
+
+        Cancelled, or when a tier can't be opened, those that were opened are closed again.
+
+        Raises:
+            ClosedError: It was opened before.
+            TierError, ConfigError: A tier can't be opened.
+        """
+        self.jobs = await self.lifecycle.open()
+        self.transfer = Transfer(self.index, self._staging, self.namespace)
+        self.storing = Storing(self.index, self.transfer, self.jobs)
+        self.loading = Loading(
+            self.index,
+            self.transfer,
+            self.storing,
+            self.jobs,
+            promote_threshold=self._options.promote_threshold,
+        )
+        self.durability = Durability(self.index, self.transfer, self.jobs)
+        self.two_phase = TwoPhase(
+            self.index, self.loading, self.clock, self._options.reservation_ttl_s
+        )
+        try:
+            # In a job, for a cancelled open would leave its file behind.
+            await self.jobs.start(lambda _: self._open_tiers()).result()
+        except BaseException:
+            await self.lifecycle.close(
+                [self.jobs.drain, self._close_tiers, self._stop], self._options.close_timeout_s
+            )
+            raise
+        self.lifecycle.opened()
+        self.lifecycle.start(self.two_phase.reap)
+        for prefetcher in self.prefetchers:
+            self.lifecycle.start(*[prefetcher.run] * prefetcher.workers)
+
+    async def close(self) -> None:
+        """Drain, make durable, close the tiers; idempotent, bounded in time."""
+        steps = [self._drain, self._flush, self._close_tiers, self._stop]
+        await self.lifecycle.close(steps, self._options.close_timeout_s)
+
+    # What the managers share
+
+    def find(self, keys: Sequence[Key]) -> list[BlockEntry]:
+        """Return the entries of ready blocks.
+
+        Raises:
+            BlockNotFoundError: Names those that are not ready.
+        """
+        ready = self.index.ready
+        try:
+            return [ready[key] for key in keys]
+        except KeyError:
+            missing = [key for key in dict.fromkeys(keys) if key not in ready]
+        hashes = [key[1] if isinstance(key, tuple) else key for key in missing]
+        states = ", ".join(
+            f"{block_hash!r} is {self.index.state(key).value}"
+            for block_hash, key in zip(hashes[:4], missing, strict=False)
+        )
+        more = f", and {len(hashes) - 4} more" if hashes[4:] else ""
+        raise BlockNotFoundError(f"not ready: {states}{more}", block_hashes=hashes)
+
+    def unknown(self, keys: Sequence[Key]) -> list[Key]:
+        """Return the blocks that are neither ready nor pending, each once, in order."""
+        ready, pending = self.index.ready, self.index.pending
+        return [key for key in dict.fromkeys(keys) if key not in ready and key not in pending]
+
+    async def store(self, keys: Sequence[Key], payloads: Sequence[ByteArray]) -> Outcome:
+        """Store blocks, without counting a use; the blocks that are present are protected."""
+        index = self.index
+        bytes_of: dict[Key, ByteArray] = {}
+        for key, payload in zip(keys, payloads, strict=True):
+            bytes_of.setdefault(key, payload)
+        new = self.unknown(keys)
+        outcome = Outcome(present=[key for key in bytes_of if index.state(key) is not ABSENT])
+        held = [index.ready[key] for key in outcome.present if key in index.ready]
+        index.pin(held)
+        try:
+            stored = await self.storing.store(new, [bytes_of[key] for key in new])
+        finally:
+            index.unpin(held)
+        taken = {entry.key for entry in stored.stored}
+        outcome.stored = [key for key in new if key in taken]
+        outcome.rejected = stored.rejected
+        outcome.evicted = stored.evicted
+        return outcome
+
+    async def reserve(self, keys: Sequence[Key], sizes: Sequence[int]) -> Stored | None:
+        """Reserve slots of the hottest tier for new blocks; `None` if there is no room."""
+        hottest = self.index.levels[0]
+        if hottest.room < len(keys) and not (
+            self.storing.moving and len(keys) <= hottest.slots.capacity
+        ):
+            return None
+        reserved = self.storing.reserve_now(keys, sizes)
+        if reserved is None:
+            reserved = await self.storing.reserve(keys, sizes)
+        if reserved is None:
+            return None
+        if not hottest.tier.addressable and not self.two_phase.stage(reserved.stored):
+            self.index.abort(reserved.stored)
+            return None
+        self.two_phase.watch()
+        return reserved
+
+    async def complete_store(self, keys: Sequence[Key], *, success: bool) -> list[BlockHash]:
+        """Publish or give up what was reserved; return the blocks that a derived view outlives."""
+        index = self.index
+        entries = self.two_phase.reserved(keys)
+        derived = self.two_phase.end_store(entries)
+        if not success:
+            self.two_phase.unstage(entries)
+            index.abort(entries)
+        elif index.levels[0].tier.addressable:
+            index.commit(entries)
+        elif entries:
+            for entry in entries:
+                entry.pin_count = 1  # nobody else completes or expires them from here on
+            await self.jobs.start(lambda _: self._write_staged(entries)).result()
+        return derived
+
+    async def prepare_load(self, keys: Sequence[Key]) -> list[BlockEntry]:
+        """Pin blocks until the two-phase load ends, reading what has no address of its own."""
+        entries = self.find(keys)
+        self.index.pin(entries)
+        try:
+            self.loading.count_hits(entries)
+            flights = {}
+            if not self.loading.is_instant(entries):
+                flights = await self.loading.bring(entries, None)
+        except BaseException:
+            self.index.unpin(entries)
+            raise
+        self.two_phase.hold(entries, flights)
+        return entries
+
+    def stats(self, namespace: str | None, *, everywhere: bool) -> ManagerStats:
+        """Return a snapshot, of one namespace unless `everywhere`."""
+        index = self.index
+        if everywhere:
+            counters: Counter[str] = Counter()
+            for each in index.counters.values():
+                counters.update(each)
+            tiers = {level.tier.name: level.stats() for level in index.levels}
+            return ManagerStats(
+                **counters, pending=len(index.pending), pinned=len(index.pinned), tiers=tiers
+            )
+        mine = {
+            level.tier.name: level.stats_of(namespace, index.counters) for level in index.levels
+        }
+        pending = sum(entry.namespace == namespace for entry in index.pending.values())
+        pinned = sum(index.ready[key].namespace == namespace for key in index.pinned)
+        return ManagerStats(**index.counters[namespace], pending=pending, pinned=pinned, tiers=mine)
+
+    async def _write_staged(self, entries: Sequence[BlockEntry]) -> None:
+        hottest = self.index.levels[0]
+        places = [self.two_phase.place_of_store(entry) for entry in entries]
+        outcomes = await self.transfer.write(
+            hottest,
+            [entry.slot for entry in entries],
+            [
+                place.show(place.slot, entry.size)
+                for place, entry in zip(places, entries, strict=True)
+            ],
+            [entry.key for entry in entries],
+        )
+        self.two_phase.unstage(entries)
+        bad = [entry for entry, error in zip(entries, outcomes, strict=True) if error is not None]
+        self.index.abort(bad)
+        self.index.commit([entry for entry in entries if entry not in bad])
+        errors = [error for error in outcomes if error is not None]
+        if errors:
+            raise errors[0]
+
+    # Steps of opening and closing
+
+    async def _open_tiers(self) -> None:
+        for level in self.index.levels:
+            found = []
+            for block in await level.tier.open():
+                namespace, block_hash = decode_key(block.key)
+                key: Key = block_hash if namespace == self.namespace else (namespace, block_hash)
+                if key not in self.index.ready:
+                    found.append((key, block.slot, block.size))
+            self.index.restore(level, found)
+
+    async def _drain(self) -> None:
+        await self.jobs.drain()
+
+    async def _flush(self) -> None:
+        await self.durability.flush(make_room=True)
+
+    async def _close_tiers(self) -> None:
+        index = self.index
+        error: Exception | None = None
+        for level in index.levels:
+            keys = index.policy.victims(level.number, level.blocks, ())
+            order = [index.ready[key].slot for key in keys]
+            # A copy's block is in use further up, so it is the hotter one.
+            copies = [entry.copies or {} for entry in level.copies.values()]
+            order += [slots[level.number] for slots in copies]
+            try:
+                await level.tier.close(order)
+            except Exception as exc:  # noqa: BLE001  # the other tiers must be closed
+                error = error or exc
+        if error is not None:
+            raise error
+
+    async def _stop(self) -> None:
+        self.events.close()
+        self.transfer.stop()
+
+
+ABSENT = BlockState.ABSENT
+
+
+def check_tiers(tiers: Sequence[Tier]) -> None:
+    """Check that these can be the tiers of one manager.
+
+    Raises:
+        ConfigError: Names the tier that is none, is there twice, or has another block size.
+    """
+    for tier in tiers:
+        if not isinstance(tier, Tier):
+            raise ConfigError(f"not a tier (see kvoffload.Tier): {tier!r}")
+    names = [tier.name for tier in tiers]
+    if len(set(names)) < len(names):
+        raise ConfigError(f"the tiers of one manager need different names, not {names}")
+    sizes = {tier.name: tier.block_bytes for tier in tiers}
+    if len(set(sizes.values())) > 1:
+        raise ConfigError(f"the tiers of one manager need the same block_bytes, not {sizes}")

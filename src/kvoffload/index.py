@@ -1,0 +1,688 @@
+"""The synchronous heart of a manager: where each block is, who holds it, which slots are free.
+
+Nothing here awaits and nothing here touches a payload. A caller decides with one method, moves the
+bytes with `movement`, and publishes with another; in between the index already shows what was
+decided, so that no other task can decide against it.
+"""
+
+from __future__ import annotations
+
+from collections import Counter, OrderedDict
+from collections.abc import Collection, Iterable, Sequence
+from dataclasses import dataclass
+
+import anyio
+
+from .events import EventHub, EventKind
+from .lru_entry import LRUEntry
+from .metrics import TierStats
+from .slots import Slots
+from .types import BlockState, Clock, EvictionPolicy, Key, RejectReason, Tier
+
+READY, PENDING, ABSENT = BlockState.READY, BlockState.PENDING, BlockState.ABSENT
+
+
+class BlockEntry(LRUEntry):
+    """A block as the index keeps it.
+
+    Attributes:
+        key: The hash, with the namespace where it is not the manager's own.
+        size: Payload bytes.
+        level: Number of the highest tier that has it; `slot` is the slot there.
+        copies: Slots of clean copies further down, by level.
+        move: The demotion under way, if any; the mover pins the block for as long.
+        shown: Holders that know the slot: leased views of it, and two-phase loads. Their block is
+            not promoted, for its slot would be the first to give way afterwards.
+        uses_below: Uses since the block last came to a tier below the hottest.
+    """
+
+    __slots__ = ("copies", "key", "level", "move", "shown", "size", "uses_below")
+
+    key: Key
+    size: int
+    level: int
+    copies: dict[int, int] | None
+    move: Move | None
+    shown: int
+    uses_below: int
+
+    @property
+    def namespace(self) -> str | None:
+        """The namespace, or `None` for the manager's own."""
+        return self.key[0] if isinstance(self.key, tuple) else None
+
+
+@dataclass(slots=True, eq=False)
+class Move:
+    """A block on its way down: its bytes go from a slot it leaves to one that is reserved.
+
+    Attributes:
+        entry: The block.
+        source: Level and slot that it leaves; the slot is promised to whoever asked for room.
+        target: Level and slot that it goes to.
+        after: The move that empties the target slot, where another block still lies in it.
+        done: Whether it took place; `None` while it is under way.
+    """
+
+    entry: BlockEntry
+    source: tuple[int, int]
+    target: tuple[int, int]
+    after: Move | None
+    done: bool | None = None
+
+
+@dataclass(slots=True, eq=False)
+class Grant:
+    """A slot given to a caller: at once, or as soon as a move has emptied it."""
+
+    slot: int
+    after: Move | None = None
+
+    @property
+    def usable(self) -> bool:
+        """Whether nothing lies in the slot any more."""
+        return self.after is None or bool(self.after.done)
+
+
+class Level:
+    """One tier as the index sees it: its slots and what lies in them."""
+
+    __slots__ = (
+        "blocks",
+        "bytes",
+        "copies",
+        "counters",
+        "number",
+        "slots",
+        "stale",
+        "stale_slots",
+        "stuck",
+        "tier",
+        "usage",
+    )
+
+    def __init__(self, number: int, tier: Tier) -> None:
+        self.number = number
+        self.tier = tier
+        self.slots = Slots(tier.num_blocks)
+        self.counters: Counter[str] = Counter()
+        self.blocks = 0  # whose highest tier this is
+        self.stuck = 0  # of those, the pinned ones
+        self.bytes = 0  # copies included
+        # Blocks and bytes of the namespaces that are not the manager's own.
+        self.usage: dict[str, list[int]] = {}
+        # Clean copies of blocks that also lie further up: the first to give way.
+        self.copies: OrderedDict[Key, BlockEntry] = OrderedDict()
+        # Records in free slots of a persistent tier, which would come back on reopening.
+        self.stale: dict[Key, set[int]] = {}
+        self.stale_slots: dict[int, Key] = {}
+
+    @property
+    def room(self) -> int:
+        """Slots that a caller could get: free, or holding what may give way."""
+        return self.slots.free + len(self.copies) + self.blocks - self.stuck
+
+    def free(self, slots: Sequence[int], keys: Sequence[Key]) -> None:
+        """Take back slots whose blocks left without being erased."""
+        self.leave(slots, keys)
+        self.slots.give_back(slots)
+
+    def leave(self, slots: Sequence[int], keys: Sequence[Key]) -> None:
+        """Note that slots hold what nobody wants any more."""
+        if self.tier.persistent:
+            for slot, key in zip(slots, keys, strict=True):
+                self.stale.setdefault(key, set()).add(slot)
+                self.stale_slots[slot] = key
+
+    def renew(self, slots: Iterable[int]) -> None:
+        """Note that slots were overwritten or erased."""
+        if self.stale_slots:
+            for slot in slots:
+                key = self.stale_slots.pop(slot, None)
+                if key is not None:
+                    self.stale[key].discard(slot)
+                    if not self.stale[key]:
+                        del self.stale[key]
+
+    def stats(self) -> TierStats:
+        """Return a snapshot."""
+        blocks = self.blocks + len(self.copies)
+        return TierStats(
+            self.tier.medium,
+            self.slots.capacity,
+            blocks=blocks,
+            bytes=self.bytes,
+            free_blocks=self.slots.free,
+            pending_blocks=self.slots.in_use - blocks,
+            retired_blocks=self.slots.retired,
+            **self.counters,
+        )
+
+    def stats_of(self, namespace: str | None, all_namespaces: Iterable[str | None]) -> TierStats:
+        """Return what a namespace has here: blocks at home and their bytes."""
+        if namespace is None:
+            others = [self.usage.get(name, (0, 0)) for name in all_namespaces if name is not None]
+            copies = sum(entry.size for entry in self.copies.values())
+            blocks = self.blocks - sum(usage[0] for usage in others)
+            size = self.bytes - copies - sum(usage[1] for usage in others)
+        else:
+            blocks, size = self.usage.get(namespace, (0, 0))
+        return TierStats(self.tier.medium, self.slots.capacity, blocks=blocks, bytes=size)
+
+
+class Index:
+    """State machine of one manager over its tiers, hottest first."""
+
+    def __init__(
+        self, tiers: Sequence[Tier], policy: EvictionPolicy, clock: Clock, events: EventHub
+    ) -> None:
+        self.levels = [Level(number, tier) for number, tier in enumerate(tiers)]
+        self.policy = policy
+        self.clock = clock
+        self.events = events
+        self.ready: dict[Key, BlockEntry] = {}
+        self.pending: dict[Key, BlockEntry] = {}
+        self.pinned: set[Key] = set()
+        """Ready blocks with a pin; they are nobody's victims."""
+        self.counters: dict[str | None, Counter[str]] = {None: Counter()}
+        """Fields of `ManagerStats` by namespace; `None` is the manager's own."""
+        self.prefetched: set[Key] = set()
+        """Blocks that a hint brought and nobody has used since."""
+        self.changed = anyio.Event()
+        policy.attach([level.slots.capacity for level in self.levels])
+
+    # What is where
+
+    def prefix_hit(self, keys: Sequence[Key]) -> int:
+        """Return how many leading blocks are ready."""
+        ready = self.ready
+        if all(map(ready.__contains__, keys)):
+            return len(keys)
+        return next(number for number, key in enumerate(keys) if key not in ready)
+
+    def state(self, key: Key) -> BlockState:
+        """Return what is known of a block."""
+        if key in self.ready:
+            return READY
+        return PENDING if key in self.pending else ABSENT
+
+    def signal(self) -> None:
+        """Wake whoever waits for the index to change."""
+        self.changed.set()
+        self.changed = anyio.Event()
+
+    # Pins and uses
+
+    def pin(self, entries: Iterable[BlockEntry]) -> None:
+        """Protect ready blocks against eviction; counted."""
+        pinned = self.pinned
+        levels = self.levels
+        for entry in entries:
+            if not entry.pin_count:
+                pinned.add(entry.key)
+                levels[entry.level].stuck += 1
+            entry.pin_count += 1
+
+    def unpin(self, entries: Iterable[BlockEntry]) -> None:
+        """Take one pin back from each block; a block dropped meanwhile gives its slots back."""
+        released: list[Key] = []
+        for entry in entries:
+            entry.pin_count -= 1
+            if not entry.pin_count:
+                if entry.state is READY:
+                    self.pinned.discard(entry.key)
+                    self.levels[entry.level].stuck -= 1
+                    released.append(entry.key)
+                else:
+                    self._give_slots_back(entry)
+        if released:
+            self.policy.unpinned(released)
+
+    def use(self, keys: Sequence[Key]) -> None:
+        """Count one use of a chain, head first; keys that are not ready are passed over."""
+        self.policy.use(keys)
+        now = self.clock()
+        get = self.ready.get
+        for key in keys:
+            entry = get(key)
+            if entry is not None:
+                entry.access_count += 1
+                entry.access_time = now
+                if entry.level:
+                    entry.uses_below += 1
+        if self.prefetched:
+            useful = self.prefetched.intersection(keys)
+            self.prefetched -= useful
+            self.count("prefetch_useful", useful)
+
+    # Storing
+
+    def reserve(
+        self, keys: Sequence[Key], sizes: Sequence[int], *, pins: int = 0
+    ) -> list[BlockEntry]:
+        """Make blocks pending; they have no slot yet. With `pins`, their writer completes them."""
+        now = self.clock()
+        clock = self.clock
+        pending = self.pending
+        new = BlockEntry.__new__
+        entries: list[BlockEntry] = []
+        for key, size in zip(keys, sizes, strict=True):
+            # A million of these are made at a time: no constructor in between.
+            entry = new(BlockEntry)
+            entry.block_hash = key[1] if type(key) is tuple else key  # type: ignore[assignment]  # a tuple is (namespace, hash)
+            entry.key = key
+            entry.slot = -1
+            entry.state = PENDING
+            entry.pin_count = pins
+            entry.access_count = 0
+            entry.access_time = now
+            entry.size_weight = 1.0
+            entry._clock = clock
+            entry.size = size
+            entry.level = 0
+            entry.copies = None
+            entry.move = None
+            entry.shown = 0
+            entry.uses_below = 0
+            pending[key] = entry
+            entries.append(entry)
+        return entries
+
+    def commit(self, entries: Sequence[BlockEntry]) -> None:
+        """Publish pending blocks whose bytes are complete; a writer's pin ends."""
+        for entry in entries:
+            del self.pending[entry.key]
+            entry.pin_count = 0
+        self.publish(entries)
+
+    def publish(self, entries: Sequence[BlockEntry]) -> None:
+        """Make entries that are pending no more ready; one event a level."""
+        ready = self.ready
+        for entry in entries:
+            entry.state = READY
+            ready[entry.key] = entry
+        for level, group in self._by_level(entries):
+            keys = [entry.key for entry in group]
+            self.policy.insert(keys, level.number)
+            self._arrive(level, group)
+            self.count("stored", keys)
+            self._emit(EventKind.STORED, keys, level)
+        self.signal()
+
+    def abort(self, entries: Sequence[BlockEntry]) -> None:
+        """Give up pending blocks, and the slots they have."""
+        for entry in entries:
+            del self.pending[entry.key]
+            entry.state = ABSENT
+            entry.pin_count = 0
+            if entry.slot >= 0:
+                self.levels[entry.level].slots.give_back([entry.slot])
+        self.signal()
+
+    def restore(self, level: Level, found: Sequence[tuple[Key, int, int]]) -> None:
+        """Take over (key, slot, size) of what a persistent tier found, coldest first."""
+        keys = [key for key, _, _ in found]
+        for key in keys:
+            if isinstance(key, tuple):
+                self.counters.setdefault(key[0], Counter())
+        entries = self.reserve(keys, [size for _, _, size in found])
+        for entry, (_, slot, _) in zip(entries, found, strict=True):
+            del self.pending[entry.key]
+            entry.slot, entry.level, entry.state = slot, level.number, READY
+            self.ready[entry.key] = entry
+        level.slots.take_these([entry.slot for entry in entries])
+        self._arrive(level, entries)
+        self.policy.insert(keys[::-1], level.number)
+
+    # Making room
+
+    def place(self, keys: Sequence[Key]) -> list[int | RejectReason]:
+        """Return the level for each block of a new chain, head hottest, or why there is none.
+
+        Room is counted before anything gives way, so that blocks of the chain come before what
+        they push down.
+        """
+        placed: list[int | RejectReason] = [RejectReason.FULL] * len(keys)
+        waiting: Sequence[int] = range(len(keys))
+        capacity = 0
+        for level in self.levels:
+            capacity += level.slots.capacity
+            if not waiting:
+                break
+            offered = [keys[number] for number in waiting]
+            admitted = self.policy.admit(offered, level.number)
+            enter = waiting
+            if admitted is not offered:
+                enter = [number for number in waiting if keys[number] in admitted]
+            enter = enter[: level.room]
+            for number in enter:
+                placed[number] = level.number
+            taken = set(enter)
+            left = [number for number in waiting if number not in taken]
+            for number in left:
+                declined = admitted is not offered and keys[number] not in admitted
+                placed[number] = RejectReason.NOT_ADMITTED if declined else RejectReason.PINNED
+            waiting = left
+        return [
+            RejectReason.FULL if place is RejectReason.PINNED and number >= capacity else place
+            for number, place in enumerate(placed)
+        ]
+
+    def make_room(
+        self, number: int, count: int, moves: list[Move], evicted: list[Key]
+    ) -> list[Grant]:
+        """Get up to `count` slots of a level, the coldest blocks giving way.
+
+        What gives way goes further down where there is room (its move is appended to `moves`,
+        behind the moves that it waits for), and else leaves every tier (its key is appended to
+        `evicted`).
+        """
+        level = self.levels[number]
+        grants = [Grant(slot) for slot in level.slots.take(count)]
+        missing = count - len(grants)
+        if missing and level.copies:
+            slots = self._take_copies(level, missing)
+            grants += [Grant(slot) for slot in slots]
+            missing -= len(slots)
+        if not missing:
+            return grants
+        victims = self.policy.victims(number, missing, self.pinned)
+        if number + 1 == len(self.levels):
+            evicted += victims
+            return grants + [Grant(slot) for slot in self._evict(level, victims)]
+        down: list[BlockEntry] = []
+        for key in victims:
+            entry = self.ready[key]
+            if entry.copies:
+                grants.append(Grant(self._fall_back(entry)))
+            else:
+                down.append(entry)
+        below: list[tuple[int, Grant]] = []
+        for lower in range(number + 1, len(self.levels)):
+            if len(below) == len(down):
+                break
+            got = self.make_room(lower, len(down) - len(below), moves, evicted)
+            below += [(lower, grant) for grant in got]
+        # Where room below is short, the coldest are the ones that are lost.
+        lost = [entry.key for entry in down[: len(down) - len(below)]]
+        evicted += lost
+        grants += [Grant(slot) for slot in self._evict(level, lost)]
+        for entry, (lower, grant) in zip(down[len(lost) :], below, strict=True):
+            move = Move(entry, (number, entry.slot), (lower, grant.slot), grant.after)
+            entry.move = move
+            self.pin([entry])
+            moves.append(move)
+            grants.append(Grant(entry.slot, move))
+        return grants
+
+    def finish_move(self, move: Move, written: bool) -> bool:
+        """Publish a move whose bytes were written, or undo it; say whether the block is lost.
+
+        A block that was pinned meanwhile stays where it is, and what was written is a clean copy;
+        the slot it was to leave is then not free, and a grant of it stays unusable. A block that
+        could not be written leaves every tier, as if the lower tier were not there.
+        """
+        entry, (number, slot) = move.entry, move.target
+        level = self.levels[number]
+        entry.move = None
+        self.unpin([entry])
+        stays = entry.pin_count > 0 or entry.state is not READY
+        if written and not stays:
+            self._relocate(entry, level, slot)
+            self.count("demotions", [entry.key])
+            self._emit(EventKind.DEMOTED, [entry.key], level)
+        elif written and entry.state is READY:
+            self.add_copy(entry, level, slot)
+        elif move.after is None or move.after.done:
+            level.slots.give_back([slot])
+            if not stays:
+                self._evict(self.levels[entry.level], [entry.key])
+        else:
+            stays = True
+        move.done = not stays
+        self.signal()
+        return not (stays or written)
+
+    def release(self, number: int, grants: Iterable[Grant]) -> None:
+        """Give granted slots back that nobody took."""
+        slots = [grant.slot for grant in grants if grant.usable]
+        self.levels[number].slots.give_back(slots)
+        self.signal()
+
+    # Moving up, copies
+
+    def promote(self, entry: BlockEntry, number: int, slot: int) -> None:
+        """Make a pinned block, whose bytes are in this slot now, at home there.
+
+        Where it was, a clean copy stays behind.
+        """
+        old, new = self.levels[entry.level], self.levels[number]
+        self.policy.remove([entry.key], old.number)
+        self._depart(old, [entry])
+        old.stuck -= 1
+        self.add_copy(entry, old, entry.slot)
+        entry.level, entry.slot, entry.uses_below = number, slot, 0
+        self._arrive(new, [entry])
+        new.stuck += 1
+        self.policy.insert([entry.key], number)
+        self.count("promotions", [entry.key])
+        self._emit(EventKind.PROMOTED, [entry.key], new)
+
+    def add_copy(self, entry: BlockEntry, level: Level, slot: int) -> None:
+        """Note a clean copy of a block on a tier below the one it is at home in."""
+        if entry.copies is None:
+            entry.copies = {}
+        entry.copies[level.number] = slot
+        level.copies[entry.key] = entry
+        level.bytes += entry.size
+
+    # Leaving
+
+    def coldest(self, count: int, namespace: str | None, *, everywhere: bool) -> list[BlockEntry]:
+        """Return the `count` coldest blocks without a pin, lowest tier first.
+
+        Of one namespace, unless `everywhere`.
+        """
+        found: list[BlockEntry] = []
+        for level in reversed(self.levels):
+            wanted = count - len(found)
+            if wanted <= 0:
+                break
+            limit = wanted if everywhere else level.blocks
+            keys = self.policy.victims(level.number, limit, self.pinned)
+            entries = [self.ready[key] for key in keys]
+            if not everywhere:
+                entries = [entry for entry in entries if entry.namespace == namespace][:wanted]
+            found += entries
+        return found
+
+    def drop(self, entries: Sequence[BlockEntry]) -> None:
+        """Remove blocks without a pin from every tier; what persists of them is stale."""
+        for level, group in self._by_level(entries):
+            keys = [entry.key for entry in group]
+            level.free(self._remove(level, keys), keys)
+            self._emit(EventKind.REMOVED, keys, level)
+        self.signal()
+
+    def condemn(self, entry: BlockEntry) -> None:
+        """Remove a pinned block whose bytes are bad; its slots are free with the last pin."""
+        level = self.levels[entry.level]
+        self.pinned.discard(entry.key)
+        level.stuck -= 1
+        del self.ready[entry.key]
+        entry.state = ABSENT
+        self.policy.remove([entry.key], level.number)
+        self._depart(level, [entry])
+        self._emit(EventKind.REMOVED, [entry.key], level)
+
+    def take_stale(self, keys: Iterable[Key] | None) -> list[tuple[Level, list[int]]]:
+        """Take the free slots that still show these blocks (or any) out of use, to be erased."""
+        taken: list[tuple[Level, list[int]]] = []
+        for level in self.levels:
+            wanted = level.stale if keys is None else [key for key in keys if key in level.stale]
+            slots = [slot for key in wanted for slot in level.stale[key]]
+            if slots:
+                taken.append((level, level.slots.take_these(slots)))
+        return taken
+
+    # Telling
+
+    def count(self, name: str, keys: Collection[Key]) -> None:
+        """Add blocks to a counter of their namespaces."""
+        if len(self.counters) == 1:
+            self.counters[None][name] += len(keys)
+            return
+        for key in keys:
+            self.counters[key[0] if isinstance(key, tuple) else None][name] += 1
+
+    def fail(self, level: Level, keys: Sequence[Key], detail: str) -> None:
+        """Note that a tier could not read, write or erase these blocks."""
+        level.counters["errors"] += len(keys)
+        self.count("io_errors", keys)
+        self._emit(EventKind.FAILED, keys, level, detail)
+
+    def expire(self, keys: Sequence[Key], level: Level) -> None:
+        """Note that a holder's reservation or pins of these blocks were taken back."""
+        self.count("expired", keys)
+        self._emit(EventKind.EXPIRED, keys, level)
+
+    def check_invariants(self) -> None:
+        """Raise `AssertionError` where the books do not balance; for tests and debugging."""
+        seen: dict[int, set[int]] = {level.number: set() for level in self.levels}
+
+        def claim(number: int, slot: int) -> None:
+            assert slot not in seen[number], f"slot {slot} of level {number} is used twice"
+            seen[number].add(slot)
+
+        assert not self.ready.keys() & self.pending.keys()
+        for key, entry in self.ready.items():
+            assert entry.key == key
+            assert entry.state is READY
+            assert entry.pin_count >= 0
+            assert (entry.pin_count > 0) == (key in self.pinned), entry
+            assert entry.move is None or entry.pin_count > 0
+            claim(entry.level, entry.slot)
+            for number, slot in (entry.copies or {}).items():
+                assert number > entry.level
+                assert self.levels[number].copies[key] is entry
+                claim(number, slot)
+        for entry in self.pending.values():
+            assert entry.state is PENDING
+            if entry.slot >= 0:
+                claim(entry.level, entry.slot)
+        for level in self.levels:
+            slots = level.slots
+            home = [entry for entry in self.ready.values() if entry.level == level.number]
+            assert level.blocks == len(home)
+            assert level.stuck == sum(entry.pin_count > 0 for entry in home)
+            sizes = [entry.size for entry in [*home, *level.copies.values()]]
+            assert level.bytes == sum(sizes)
+            assert slots.free + slots.in_use + slots.retired == slots.capacity
+            assert len(seen[level.number]) <= slots.in_use
+
+    # Inside
+
+    def _by_level(
+        self, entries: Sequence[BlockEntry]
+    ) -> Iterable[tuple[Level, Sequence[BlockEntry]]]:
+        if len(self.levels) == 1:
+            return ((self.levels[0], entries),) if entries else ()
+        groups: dict[int, list[BlockEntry]] = {}
+        for entry in entries:
+            groups.setdefault(entry.level, []).append(entry)
+        return [(self.levels[number], group) for number, group in groups.items()]
+
+    def _emit(self, kind: EventKind, keys: Iterable[Key], level: Level, detail: str = "") -> None:
+        self.events.emit(kind, keys, tier=level.tier.name, medium=level.tier.medium, detail=detail)
+
+    def _arrive(self, level: Level, entries: Sequence[BlockEntry]) -> None:
+        level.blocks += len(entries)
+        level.bytes += sum([entry.size for entry in entries])
+        if len(self.counters) > 1:
+            self._count_usage(level, entries, 1)
+
+    def _depart(self, level: Level, entries: Sequence[BlockEntry]) -> None:
+        level.blocks -= len(entries)
+        level.bytes -= sum([entry.size for entry in entries])
+        if len(self.counters) > 1:
+            self._count_usage(level, entries, -1)
+
+    def _count_usage(self, level: Level, entries: Sequence[BlockEntry], sign: int) -> None:
+        for entry in entries:
+            if isinstance(entry.key, tuple):
+                usage = level.usage.setdefault(entry.key[0], [0, 0])
+                usage[0] += sign
+                usage[1] += sign * entry.size
+
+    def _evict(self, level: Level, keys: Sequence[Key]) -> list[int]:
+        """Remove blocks of one level from every tier; return their slots, which stay in use."""
+        if not keys:
+            return []
+        slots = self._remove(level, keys)
+        level.leave(slots, keys)
+        self._emit(EventKind.REMOVED, keys, level)
+        return slots
+
+    def _remove(self, level: Level, keys: Sequence[Key]) -> list[int]:
+        pop = self.ready.pop
+        entries = [pop(key) for key in keys]
+        self.policy.remove(keys, level.number)
+        self._depart(level, entries)
+        for entry in entries:
+            entry.state = ABSENT
+            if entry.copies:
+                self._give_copies_back(entry)
+        self.count("evictions", keys)
+        if self.prefetched:
+            wasted = self.prefetched.intersection(keys)
+            self.prefetched -= wasted
+            self.count("prefetch_wasted", wasted)
+        return [entry.slot for entry in entries]
+
+    def _give_slots_back(self, entry: BlockEntry) -> None:
+        self.levels[entry.level].free([entry.slot], [entry.key])
+        self._give_copies_back(entry)
+        self.signal()
+
+    def _give_copies_back(self, entry: BlockEntry) -> None:
+        for number, slot in (entry.copies or {}).items():
+            level = self.levels[number]
+            del level.copies[entry.key]
+            level.bytes -= entry.size
+            level.free([slot], [entry.key])
+        entry.copies = None
+
+    def _take_copies(self, level: Level, count: int) -> list[int]:
+        slots: list[int] = []
+        for _ in range(min(count, len(level.copies))):
+            key, entry = level.copies.popitem(last=False)
+            if entry.copies is None:
+                raise RuntimeError(f"{entry!r} has no copies")
+            slot = entry.copies.pop(level.number)
+            level.bytes -= entry.size
+            level.leave([slot], [key])
+            slots.append(slot)
+        return slots
+
+    def _fall_back(self, entry: BlockEntry) -> int:
+        """Let a block fall back on its clean copy further down; return the slot it leaves."""
+        if not entry.copies:
+            raise RuntimeError(f"{entry!r} has no copies")
+        number = min(entry.copies)
+        level = self.levels[number]
+        left = entry.slot
+        del level.copies[entry.key]
+        level.bytes -= entry.size
+        self._relocate(entry, level, entry.copies.pop(number))
+        self.count("demotions", [entry.key])
+        self._emit(EventKind.DEMOTED, [entry.key], level)
+        return left
+
+    def _relocate(self, entry: BlockEntry, level: Level, slot: int) -> None:
+        old = self.levels[entry.level]
+        self.policy.remove([entry.key], old.number)
+        self._depart(old, [entry])
+        old.leave([entry.slot], [entry.key])
+        entry.level, entry.slot, entry.uses_below = level.number, slot, 0
+        self._arrive(level, [entry])
+        self.policy.insert([entry.key], level.number)

@@ -1,0 +1,93 @@
+"""Work that must not be torn by the cancellation of whoever asked for it."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Awaitable, Callable
+from typing import Generic, TypeVar
+
+import anyio
+import anyio.abc
+
+from .errors import ClosedError
+
+T = TypeVar("T")
+
+log = logging.getLogger("kvoffload")
+
+
+class Job(Generic[T]):
+    """One piece of work in the manager's task group; callers wait for it."""
+
+    __slots__ = ("_done", "_error", "_result", "abandoned")
+
+    def __init__(self) -> None:
+        self._done = anyio.Event()
+        self._result: T | None = None
+        self._error: BaseException | None = None
+        self.abandoned = False
+        """Whether the one caller that waited was cancelled: nobody vouches for its buffers."""
+
+    async def run(self, work: Callable[[Job[T]], Awaitable[T]]) -> None:
+        """Do the work; the outcome is kept for whoever waits."""
+        try:
+            self._result = await work(self)
+        except Exception as exc:  # noqa: BLE001  # whoever waits gets it
+            self._error = exc
+            if self.abandoned:
+                log.warning("a job that nobody waits for any more failed: %r", exc)
+        except BaseException as exc:
+            self._error = exc
+            raise
+        finally:
+            self._done.set()
+
+    async def result(self) -> T:
+        """Wait for the outcome. Cancelled, the work goes on, abandoned."""
+        try:
+            await self._done.wait()
+        except BaseException:
+            self.abandoned = True
+            raise
+        if self._error is not None:
+            if isinstance(self._error, Exception):
+                raise self._error
+            raise ClosedError("the manager was closed before this was done") from self._error
+        return self._result  # type: ignore[return-value]  # set when there is no error
+
+
+class Jobs:
+    """Runs jobs in the manager's task group and knows how many are under way."""
+
+    def __init__(self, tasks: anyio.abc.TaskGroup) -> None:
+        self._tasks = tasks
+        self._running = 0
+        self._idle = anyio.Event()
+        self._idle.set()
+
+    @property
+    def running(self) -> int:
+        """Jobs under way."""
+        return self._running
+
+    def start(self, work: Callable[[Job[T]], Awaitable[T]]) -> Job[T]:
+        """Start a job."""
+        job: Job[T] = Job()
+        if not self._running:
+            self._idle = anyio.Event()
+        self._running += 1
+        self._tasks.start_soon(self._run, job, work)
+        return job
+
+    async def drain(self) -> None:
+        """Wait until no job is under way."""
+        while self._running:
+            await self._idle.wait()
+
+    async def _run(self, job: Job[T], work: Callable[[Job[T]], Awaitable[T]]) -> None:
+        try:
+            await job.run(work)
+        finally:
+            self._running -= 1
+            if not self._running:
+                self._idle.set()

@@ -1,0 +1,1 @@
+"""The managers: one module for each class, on one contract."""

@@ -1,0 +1,147 @@
+"""The front door: tiers, policy, prefetch and lifecycle in one awaitable manager."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from ..keys import check_hashes
+from ..policy import make_policy
+from ..prefetch import Prefetcher
+from ..types import BlockHash, Clock, EvictionPolicy, Key, Tier
+from .contract import (
+    CLOSE_TIMEOUT_S,
+    RESERVATION_TTL_S,
+    STAGING_BYTES,
+    Contract,
+    Manager,
+    NamespaceView,
+)
+from .prefetching_lru_manager import check_lookahead
+
+
+class AsyncLRUManager(Manager):
+    """Keeps blocks in one to four tiers, with one policy over all of them.
+
+    It owns its tiers, its policy, its background tasks and its shutdown; it works in the event
+    loop that it is opened on, and nowhere else.
+
+    Args:
+        hot: First tier, in memory.
+        warm: Second tier, in memory.
+        cold: Third tier, on disk.
+        remote: Last tier, shared.
+        policy: `"weighted"`, `"lru"`, or an `EvictionPolicy` of your own, one object a manager.
+        prefetch_lookahead: Hinted blocks that are read at a time.
+        promote_threshold: Uses in a lower tier that promote a block to the hot one.
+        namespace: Isolation domain that is part of every key.
+        staging_bytes: Budget of the buffers for blocks that have no address of their own.
+        reservation_ttl_s: Seconds until a two-phase holder that never completes is given up.
+        clock: Time; tests inject `kvoffload.testing.ManualClock`.
+        close_timeout_s: Seconds that a close may take.
+
+    Raises:
+        ConfigError: A setting is wrong, or the tiers differ in `block_bytes` or share a name.
+    """
+
+    def __init__(
+        self,
+        *,
+        hot: Tier,
+        warm: Tier | None = None,
+        cold: Tier | None = None,
+        remote: Tier | None = None,
+        policy: str | EvictionPolicy = "weighted",
+        prefetch_lookahead: int = 4,
+        promote_threshold: int = 3,
+        namespace: str = "",
+        staging_bytes: int = STAGING_BYTES,
+        reservation_ttl_s: float = RESERVATION_TTL_S,
+        clock: Clock | None = None,
+        close_timeout_s: float = CLOSE_TIMEOUT_S,
+    ) -> None:
+        check_lookahead(prefetch_lookahead)
+        super().__init__(
+            [tier for tier in (hot, warm, cold, remote) if tier is not None],
+            make_policy(policy),
+            namespace=namespace,
+            staging_bytes=staging_bytes,
+            reservation_ttl_s=reservation_ttl_s,
+            clock=clock,
+            promote_threshold=promote_threshold,
+            close_timeout_s=close_timeout_s,
+        )
+        self._prefetcher = Prefetcher(
+            self._core.index,
+            self._is_below,
+            self._bring_up,
+            batch_blocks=prefetch_lookahead,
+            workers=1,
+        )
+        self._core.prefetchers.append(self._prefetcher)
+
+    def hint_prefetch(self, block_hashes: Sequence[BlockHash]) -> int:
+        """Queue blocks of lower tiers to be brought up in the background; return how many were.
+
+        Never waits. A full queue drops hints and counts them in `prefetch_dropped`.
+
+        Raises:
+            TypeError: A hash is no `bytes`, `str` or `int`.
+        """
+        return _hint(self, self._prefetcher, block_hashes)
+
+    def cancel_prefetch(self, block_hashes: Sequence[BlockHash]) -> int:
+        """Take blocks back out of the queue; return how many. What is being read goes on.
+
+        Raises:
+            TypeError: A hash is no `bytes`, `str` or `int`.
+        """
+        return _cancel(self, self._prefetcher, block_hashes)
+
+    def namespace(self, name: str) -> PrefetchingNamespaceView:
+        """Return this manager as seen from inside one namespace.
+
+        Raises:
+            ConfigError: The name is no `str`, or too long.
+        """
+        return PrefetchingNamespaceView(self, name)
+
+    # Inside
+
+    def _is_below(self, key: Key) -> bool:
+        entry = self._core.index.ready.get(key)
+        return entry is not None and entry.level > 0
+
+    async def _bring_up(self, keys: Sequence[Key]) -> Sequence[Key]:
+        index = self._core.index
+        await self._core.loading.promote([index.ready[key] for key in keys])
+        return [key for key in keys if (entry := index.ready.get(key)) and entry.level == 0]
+
+
+class PrefetchingNamespaceView(NamespaceView):
+    """An `AsyncLRUManager` seen from inside one namespace."""
+
+    def __init__(self, manager: AsyncLRUManager, name: str) -> None:
+        super().__init__(manager._core, name)
+        self._manager = manager
+
+    def hint_prefetch(self, block_hashes: Sequence[BlockHash]) -> int:
+        """Queue blocks to be brought up; see `AsyncLRUManager.hint_prefetch`."""
+        return _hint(self, self._manager._prefetcher, block_hashes)
+
+    def cancel_prefetch(self, block_hashes: Sequence[BlockHash]) -> int:
+        """Take hints back; see `AsyncLRUManager.cancel_prefetch`."""
+        return _cancel(self, self._manager._prefetcher, block_hashes)
+
+    def namespace(self, name: str) -> PrefetchingNamespaceView:
+        """Return the manager as seen from inside another namespace; names do not nest."""
+        return self._manager.namespace(name)
+
+
+def _hint(view: Contract, prefetcher: Prefetcher, block_hashes: Sequence[BlockHash]) -> int:
+    view._core.check()
+    return prefetcher.hint(view._keys(check_hashes(block_hashes)))
+
+
+def _cancel(view: Contract, prefetcher: Prefetcher, block_hashes: Sequence[BlockHash]) -> int:
+    view._core.check()
+    return prefetcher.cancel(view._keys(check_hashes(block_hashes)))

@@ -1,0 +1,511 @@
+"""The contract of every manager, written once over its core."""
+
+from __future__ import annotations
+
+import math
+from collections import Counter
+from collections.abc import AsyncIterator, Iterable, Sequence
+from contextlib import AbstractAsyncContextManager
+from types import TracebackType
+from typing import TYPE_CHECKING, Self
+
+from ..clock import SystemClock
+from ..core import Core, CoreOptions, Outcome
+from ..errors import ConfigError
+from ..events import OffloadingEvent
+from ..index import BlockEntry
+from ..keys import check_hashes, check_key_lengths, check_namespace
+from ..lease import LeaseScope
+from ..metrics import ManagerStats
+from ..payloads import check_payloads, check_sizes
+from ..request import RequestScope
+from ..twophase import Spec
+from ..types import (
+    BlockHash,
+    BlockLocation,
+    BlockState,
+    Clock,
+    EvictionPolicy,
+    FlushResult,
+    Key,
+    Lease,
+    LoadStoreSpec,
+    PrepareStoreOutput,
+    Request,
+    StoreResult,
+    Tier,
+)
+from ..views import warn_derived
+
+if TYPE_CHECKING:
+    from typing_extensions import Buffer
+
+STAGING_BYTES = 256 * 1024 * 1024
+RESERVATION_TTL_S = 600.0
+CLOSE_TIMEOUT_S = 30.0
+
+
+class Contract:
+    """The coroutine contract, seen from inside one namespace of a core.
+
+    Every method may be used from the event loop alone that the manager was opened on, raises
+    `ClosedError` before open and after close, and `WrongLoopError` from anywhere else. A method
+    that needs neither I/O nor a copy beyond 256 KiB returns without suspending.
+    """
+
+    def __init__(self, core: Core, namespace: str | None) -> None:
+        self._core = core
+        # None is the manager's own namespace, whose keys are the bare hashes.
+        self._namespace = namespace
+        core.index.counters.setdefault(namespace, Counter())
+        self._counters = core.index.counters[namespace]
+        self._sees_all = namespace is None
+
+    # Looking
+
+    async def lookup(self, block_hashes: Sequence[BlockHash]) -> int:
+        """Return the prefix hit: the count of leading ready blocks, over all tiers.
+
+        Changes no recency, and never suspends.
+
+        Raises:
+            TypeError: A hash is no `bytes`, `str` or `int`.
+        """
+        self._core.check()
+        keys = self._keys(check_hashes(block_hashes))
+        hit = self._core.index.prefix_hit(keys)
+        counters = self._counters
+        counters["hits"] += hit
+        counters["misses"] += len(keys) - hit
+        return hit
+
+    def locate(self, block_hashes: Sequence[BlockHash]) -> list[BlockLocation]:
+        """Return state and highest tier of each block; no use, no I/O.
+
+        Raises:
+            TypeError: A hash is no `bytes`, `str` or `int`.
+        """
+        self._core.check()
+        index = self._core.index
+        found: list[BlockLocation] = []
+        for key in self._keys(check_hashes(block_hashes)):
+            entry = index.ready.get(key)
+            if entry is not None:
+                found.append(BlockLocation(BlockState.READY, index.levels[entry.level].tier.name))
+            else:
+                found.append(BlockLocation(index.state(key)))
+        return found
+
+    def get_stats(self) -> ManagerStats:
+        """Return a snapshot of the counters; allowed after close too."""
+        return self._core.stats(self._namespace, everywhere=self._sees_all)
+
+    def events(self) -> AsyncIterator[OffloadingEvent]:
+        """Subscribe, at this call, to what happens from now on; ends when the manager closes.
+
+        A reader that is slower than the events misses the oldest, and is told how many.
+        """
+        self._core.check()
+        return self._core.events.subscribe(None if self._sees_all else self._namespace)
+
+    # Storing and loading
+
+    async def store(
+        self, block_hashes: Sequence[BlockHash], payloads: Sequence[Buffer]
+    ) -> StoreResult:
+        """Copy the payloads of a chain in, head first; one use of the chain.
+
+        What exceeds the hottest tier goes further down, and colder blocks give way. Each hash is
+        in exactly one of `stored`, `present` and `rejected` of the result; a hash that is given
+        twice is stored once, with its first payload.
+
+        Cancelled, blocks whose bytes were not complete are not stored.
+
+        Raises:
+            ConfigError: Unequal lengths, a payload longer than a block, or a hash that is too long.
+            TypeError: A hash is no `bytes`, `str` or `int`, or a payload no buffer.
+        """
+        core = self._core
+        core.check()
+        hashes = check_hashes(block_hashes)
+        if len(payloads) != len(hashes):
+            raise ConfigError(f"{len(hashes)} block hashes, but {len(payloads)} payloads")
+        data = check_payloads(payloads, core.block_bytes)
+        self._check_key_lengths(hashes)
+        keys = self._keys(hashes)
+        outcome = await core.store(keys, data)
+        core.index.use(list(dict.fromkeys(keys)))
+        return self._to_result(outcome)
+
+    def load(
+        self, block_hashes: Sequence[BlockHash], *, timeout_s: float | None = None
+    ) -> AbstractAsyncContextManager[Lease]:
+        """Pin blocks and lease read-only views of them, in the order asked; one use of the chain.
+
+        Views of memory are the slots themselves, without a copy; cold blocks are read first. They
+        are valid inside the `async with` alone, which unpins however it is left.
+
+        Raises:
+            TypeError: A hash is no `bytes`, `str` or `int`.
+            BlockNotFoundError: On entry: some are absent or pending; names them.
+            CapacityError: On entry: more has to be read at once than fits the memory there is.
+            LoadTimeoutError: On entry: `timeout_s` passed; recompute.
+            TierError: On entry: a tier could not read some.
+        """
+        _check_seconds("timeout_s", timeout_s)
+        hashes = check_hashes(block_hashes)
+        return LeaseScope(self._core, self._keys(hashes), hashes, timeout_s, count_use=True)
+
+    def request(
+        self, block_hashes: Sequence[BlockHash], *, wait_pending_s: float = 0.0
+    ) -> AbstractAsyncContextManager[Request]:
+        """Open the scope of one prompt's chain; leaving it counts as one use of the whole chain.
+
+        Args:
+            block_hashes: The chain, head first.
+            wait_pending_s: Seconds to wait for blocks that another caller is storing.
+
+        Raises:
+            TypeError: A hash is no `bytes`, `str` or `int`.
+            ConfigError: `wait_pending_s` is negative or not finite.
+        """
+        if wait_pending_s is None:
+            raise ConfigError("wait_pending_s must be a number of seconds, not None")
+        _check_seconds("wait_pending_s", wait_pending_s)
+        hashes = check_hashes(block_hashes)
+        self._check_key_lengths(hashes)
+        return RequestScope(self._core, self._keys(hashes), hashes, wait_pending_s, self._to_result)
+
+    async def touch(self, block_hashes: Sequence[BlockHash]) -> None:
+        """Count one use of a chain; blocks that are not ready are passed over.
+
+        Raises:
+            TypeError: A hash is no `bytes`, `str` or `int`.
+        """
+        self._core.check()
+        self._core.index.use(list(dict.fromkeys(self._keys(check_hashes(block_hashes)))))
+
+    # Leaving
+
+    async def evict(
+        self, block_hashes: Sequence[BlockHash] | None = None, *, num_blocks: int | None = None
+    ) -> list[BlockHash]:
+        """Remove these blocks, or the `num_blocks` coldest, from every tier; return what left.
+
+        Pinned and pending blocks stay. A block on its way between tiers is waited for. Once this
+        returned, what left does not come back after a crash of the process; after a power loss,
+        once `flush` returned too.
+
+        Raises:
+            ConfigError: Neither or both are given, or `num_blocks` is negative.
+            TypeError: A hash is no `bytes`, `str` or `int`.
+            TierError: A tier could not erase some; they left, but may come back after a restart.
+        """
+        core, index = self._core, self._core.index
+        core.check()
+        if (block_hashes is None) == (num_blocks is None):
+            raise ConfigError("evict takes either block_hashes or num_blocks=")
+        keys: list[Key] | None = None
+        if block_hashes is not None:
+            keys = list(dict.fromkeys(self._keys(check_hashes(block_hashes))))
+            await self._wait_for_moves(keys)
+            found = [index.ready[key] for key in keys if key in index.ready]
+            entries = [entry for entry in found if not entry.pin_count]
+        else:
+            if isinstance(num_blocks, bool) or not isinstance(num_blocks, int) or num_blocks < 0:
+                raise ConfigError(f"num_blocks must be an integer of at least 0, not {num_blocks}")
+            entries = index.coldest(num_blocks, self._namespace, everywhere=self._sees_all)
+            while len(entries) < num_blocks and core.storing.moving:
+                await index.changed.wait()
+                core.check()
+                entries = index.coldest(num_blocks, self._namespace, everywhere=self._sees_all)
+        index.drop(entries)
+        await core.durability.erase(keys or [entry.key for entry in entries])
+        return [entry.block_hash for entry in entries]
+
+    async def clear(self) -> None:
+        """Evict everything that is not pinned or pending, for good.
+
+        Raises:
+            TierError: A tier could not erase some; they left, but may come back after a restart.
+        """
+        core, index = self._core, self._core.index
+        core.check()
+        await self._wait_for_moves(None)
+        mine = [entry for entry in index.ready.values() if self._is_mine(entry)]
+        index.drop([entry for entry in mine if not entry.pin_count])
+        if self._sees_all:
+            await core.durability.erase(None)
+        else:
+            stale = {key for level in index.levels for key in level.stale}
+            await core.durability.erase(
+                [k for k in stale if isinstance(k, tuple) and k[0] == self._namespace]
+            )
+
+    async def flush(self) -> FlushResult:
+        """Copy what lies only in memory to the persistent tier and make it durable; evict nothing.
+
+        Returns:
+            Counts of blocks, those of every namespace: what is durable now, and what is not, for
+            the persistent tier had no free slot or there is none.
+
+        Raises:
+            TierError: The tier could not make sure of what it has.
+        """
+        self._core.check()
+        return await self._core.durability.flush()
+
+    # Two phases, for engines that move the bytes themselves
+
+    async def prepare_store(
+        self, block_hashes: Sequence[BlockHash], *, sizes: Sequence[int] | None = None
+    ) -> PrepareStoreOutput | None:
+        """Reserve slots of the hottest tier for the blocks that are neither present nor pending.
+
+        They are pending until `complete_store`, or until `reservation_ttl_s` passed. Not a use.
+
+        Args:
+            block_hashes: The chain, head first.
+            sizes: Payload bytes of each; `block_bytes` where it is not given.
+
+        Returns:
+            What to store, where, and what left to make room; `None` if there is no room, and then
+            nothing was changed. Cancelled, what was reserved is given up.
+
+        Raises:
+            ConfigError: Unequal lengths, a size that is negative or too long, a hash too long.
+            TypeError: A hash is no `bytes`, `str` or `int`, or a size no integer.
+        """
+        core, index = self._core, self._core.index
+        core.check()
+        hashes = check_hashes(block_hashes)
+        if sizes is not None:
+            check_sizes(sizes, len(hashes), core.block_bytes)
+        self._check_key_lengths(hashes)
+        keys = self._keys(hashes)
+        new = core.unknown(keys)
+        if sizes is None:
+            new_sizes: Sequence[int] = [core.block_bytes] * len(new)
+        else:
+            size_of = dict(zip(reversed(keys), reversed(sizes), strict=True))
+            new_sizes = [size_of[key] for key in new]
+        held: list[BlockEntry] = []
+        if len(new) < len(keys):
+            held = [index.ready[key] for key in dict.fromkeys(keys) if key in index.ready]
+            index.pin(held)
+        try:
+            reserved = await core.reserve(new, new_sizes)
+        finally:
+            if held:
+                index.unpin(held)
+        if reserved is None:
+            return None
+        to_store = tuple(new) if self._sees_all else tuple(self._to_hashes(new))  # type: ignore[arg-type]  # own keys are bare hashes
+        spec = Spec(to_store, reserved.stored, index, core.two_phase, writable=True)
+        evicted = reserved.evicted
+        return PrepareStoreOutput(to_store, spec, tuple(self._to_hashes(evicted)))
+
+    async def complete_store(self, block_hashes: Sequence[BlockHash], success: bool = True) -> None:
+        """Publish reserved blocks, or with `success=False` give them up; not a use.
+
+        Blocks that are unknown, ready, or being stored by `store` are passed over. Their views end.
+
+        Raises:
+            TypeError: A hash is no `bytes`, `str` or `int`.
+            TierError: The hottest tier is a disk and could not write some; those were given up.
+        """
+        core = self._core
+        core.check()
+        keys = self._keys(check_hashes(block_hashes))
+        warn_derived(await core.complete_store(keys, success=success))
+
+    async def prepare_load(self, block_hashes: Sequence[BlockHash]) -> LoadStoreSpec:
+        """Pin blocks, counted, and say where they lie; cold ones are read first. Not a use.
+
+        They stay pinned until `complete_load`, or until `reservation_ttl_s` passed. Cancelled,
+        nothing stays pinned.
+
+        Raises:
+            TypeError: A hash is no `bytes`, `str` or `int`.
+            BlockNotFoundError: Some are absent or pending; names them, and nothing was pinned.
+            CapacityError: More has to be read at once than fits the memory there is.
+            TierError: A tier could not read some.
+        """
+        core = self._core
+        core.check()
+        hashes = tuple(check_hashes(block_hashes))
+        entries = await core.prepare_load(self._keys(hashes))
+        return Spec(hashes, entries, core.index, core.two_phase, writable=False)
+
+    async def complete_load(self, block_hashes: Sequence[BlockHash]) -> None:
+        """Unpin what `prepare_load` pinned; with the last one of a block its views end.
+
+        Raises:
+            TypeError: A hash is no `bytes`, `str` or `int`.
+            NotPinnedError: Some are not held, or not any more; then nothing was changed.
+        """
+        core = self._core
+        core.check()
+        warn_derived(core.two_phase.end_load(self._keys(check_hashes(block_hashes))))
+
+    def check_invariants(self) -> None:
+        """Raise `AssertionError` where the manager's books do not balance; for tests."""
+        self._core.index.check_invariants()
+
+    # Inside
+
+    def _keys(self, hashes: Sequence[BlockHash]) -> Sequence[Key]:
+        namespace = self._namespace
+        if namespace is None:
+            return hashes
+        return [(namespace, block_hash) for block_hash in hashes]
+
+    def _check_key_lengths(self, hashes: Sequence[BlockHash]) -> None:
+        namespace = self._namespace
+        check_key_lengths(hashes, self._core.namespace if namespace is None else namespace)
+
+    def _to_hashes(self, keys: Iterable[Key]) -> list[BlockHash]:
+        """Return the hashes of those keys that are of this namespace."""
+        if self._namespace is None:
+            return [key for key in keys if not isinstance(key, tuple)]
+        return [key[1] for key in keys if isinstance(key, tuple) and key[0] == self._namespace]
+
+    def _to_result(self, outcome: Outcome) -> StoreResult:
+        rejected = outcome.rejected
+        return StoreResult(
+            stored=tuple(self._to_hashes(outcome.stored)),
+            present=tuple(self._to_hashes(outcome.present)),
+            rejected=dict(zip(self._to_hashes(rejected), rejected.values(), strict=True)),
+            evicted=tuple(self._to_hashes(outcome.evicted)),
+        )
+
+    def _is_mine(self, entry: BlockEntry) -> bool:
+        return self._sees_all or entry.namespace == self._namespace
+
+    async def _wait_for_moves(self, keys: Sequence[Key] | None) -> None:
+        """Wait until none of the blocks (or none at all) is on its way between tiers."""
+        index = self._core.index
+        while True:
+            if keys is None:
+                moving = self._core.storing.moving > 0
+            else:
+                found = (index.ready.get(key) for key in keys)
+                moving = any(entry is not None and entry.move is not None for entry in found)
+            if not moving:
+                return
+            await index.changed.wait()
+            self._core.check()
+
+
+class Manager(Contract):
+    """A manager that owns its tiers; base of the five that have a name of their own."""
+
+    def __init__(
+        self,
+        tiers: Sequence[Tier],
+        policy: EvictionPolicy,
+        *,
+        namespace: str,
+        staging_bytes: int,
+        reservation_ttl_s: float,
+        clock: Clock | None,
+        promote_threshold: int | None = None,
+        close_timeout_s: float = CLOSE_TIMEOUT_S,
+    ) -> None:
+        if isinstance(staging_bytes, bool) or not isinstance(staging_bytes, int):
+            raise ConfigError(f"staging_bytes must be an integer, not {staging_bytes!r}")
+        if staging_bytes < 0:
+            raise ConfigError(f"staging_bytes must be at least 0, not {staging_bytes}")
+        _check_seconds("reservation_ttl_s", reservation_ttl_s, positive=True)
+        _check_seconds("close_timeout_s", close_timeout_s, positive=True)
+        if promote_threshold is not None and (
+            isinstance(promote_threshold, bool)
+            or not isinstance(promote_threshold, int)
+            or promote_threshold < 1
+        ):
+            raise ConfigError(
+                f"promote_threshold must be an integer of at least 1, not {promote_threshold!r}"
+            )
+        options = CoreOptions(
+            clock=SystemClock() if clock is None else clock,
+            namespace=namespace,
+            staging_bytes=staging_bytes,
+            reservation_ttl_s=reservation_ttl_s,
+            promote_threshold=promote_threshold,
+            close_timeout_s=close_timeout_s,
+        )
+        super().__init__(Core(type(self).__name__, tiers, policy, options), None)
+
+    async def __aenter__(self) -> Self:
+        """Open the tiers and start the background tasks; only once.
+
+        Raises:
+            ClosedError: It was opened before.
+            TierLockedError: Another opener has a tier.
+            ConfigError: A tier on disk has another geometry or format.
+        """
+        await self._core.open()
+        return self
+
+    async def __aexit__(
+        self,
+        exc_type: type[BaseException] | None,
+        exc: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        """Refuse new work, drain, make durable and close, in a bounded time; idempotent.
+
+        Also when the body raised or was cancelled. What does not fit the persistent tier gives
+        way to what is hotter.
+
+        Raises:
+            TierError: A tier could not be made durable or closed; everything else was closed.
+        """
+        await self._core.close()
+
+    def __repr__(self) -> str:
+        index = self._core.index
+        tiers = ", ".join(
+            f"{level.tier.name} {level.blocks}/{level.slots.capacity}" for level in index.levels
+        )
+        phase = self._core.lifecycle.phase.value
+        return f"<{type(self).__name__} {phase}: {tiers}; {len(index.pinned)} pinned>"
+
+
+class NamespaceView(Contract):
+    """A manager seen from inside one namespace; leaving it does not close the manager.
+
+    Its stats, events, `clear` and `evict` see its own blocks alone. Stats of a tier count the
+    blocks that have their home there.
+    """
+
+    def __init__(self, core: Core, namespace: str) -> None:
+        check_namespace(namespace)
+        super().__init__(core, None if namespace == core.namespace else namespace)
+        self._sees_all = False
+        self._name = namespace
+
+    async def __aenter__(self) -> Self:
+        """Return the view; the manager must be open when it is used."""
+        return self
+
+    async def __aexit__(
+        self,
+        exc_type: type[BaseException] | None,
+        exc: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        """Do nothing: the manager is closed by who opened it."""
+
+    def __repr__(self) -> str:
+        return f"<NamespaceView {self._name!r}>"
+
+
+def _check_seconds(setting: str, value: float | None, *, positive: bool = False) -> None:
+    if value is None:
+        return
+    if isinstance(value, bool) or not isinstance(value, int | float) or math.isnan(value):
+        raise ConfigError(f"{setting} must be a number of seconds, not {value!r}")
+    if value < 0 or (positive and not value) or math.isinf(value):
+        least = "more than 0" if positive else "at least 0"
+        raise ConfigError(f"{setting} must be finite and {least} seconds, not {value!r}")

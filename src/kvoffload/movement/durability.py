@@ -1,0 +1,136 @@
+"""What outlives the process: flushing, closing, and evicting for good."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from ..errors import TierError
+from ..index import BlockEntry, Index, Level
+from ..jobs import Jobs
+from ..types import FlushResult, Key
+from .transfer import Transfer
+
+FLUSH_BATCH_BLOCKS = 64
+"""Blocks written in one go, so that a flush holds but few pins at a time."""
+
+
+class Durability:
+    """Copies what lies only in memory to the persistent tier, and erases from it."""
+
+    def __init__(self, index: Index, transfer: Transfer, jobs: Jobs) -> None:
+        self._index = index
+        self._transfer = transfer
+        self._jobs = jobs
+
+    async def flush(self, *, make_room: bool = False) -> FlushResult:
+        """Make blocks durable, the hottest first, and evict nothing.
+
+        With `make_room`, as a close does, the coldest blocks of the persistent tier give way to
+        hotter ones.
+
+        Raises:
+            TierError: The tier could not make sure of what it has.
+        """
+        return await self._jobs.start(lambda _: self._flush(make_room)).result()
+
+    async def erase(self, keys: Sequence[Key] | None) -> None:
+        """Make persistent tiers forget what they still show of blocks (of any) that left.
+
+        Raises:
+            TierError: Some could not be erased and may come back after a restart.
+        """
+        taken = self._index.take_stale(keys)
+        if taken:
+            await self._jobs.start(lambda _: self._erase(taken)).result()
+
+    # Inside
+
+    async def _flush(self, make_room: bool) -> FlushResult:
+        index = self._index
+        persistent = [level for level in index.levels if level.tier.persistent]
+        if not persistent:
+            return FlushResult(durable=0, not_durable=len(index.ready))
+        level = persistent[-1]
+        volatile = self._volatile(level)
+        if make_room:
+            volatile = self._take_hottest(level, volatile)
+        for start in range(0, len(volatile), FLUSH_BATCH_BLOCKS):
+            await self._copy_down(level, volatile[start : start + FLUSH_BATCH_BLOCKS])
+        for each in persistent:
+            await each.tier.flush()
+        durable = sum(self._is_durable(entry) for entry in index.ready.values())
+        return FlushResult(durable=durable, not_durable=len(index.ready) - durable)
+
+    def _is_durable(self, entry: BlockEntry) -> bool:
+        levels = self._index.levels
+        numbers = [entry.level, *(entry.copies or ())]
+        return any(levels[number].tier.persistent for number in numbers)
+
+    def _volatile(self, persistent: Level) -> list[BlockEntry]:
+        """Return the blocks that lie in memory alone, hottest first."""
+        index = self._index
+        found: list[BlockEntry] = []
+        for level in index.levels:
+            if level is not persistent:
+                keys = index.policy.victims(level.number, level.blocks, ())
+                found += [index.ready[key] for key in reversed(keys)]
+        return [entry for entry in found if not self._is_durable(entry)]
+
+    def _take_hottest(self, level: Level, volatile: list[BlockEntry]) -> list[BlockEntry]:
+        """Evict from the persistent tier what must give way; return the blocks that fit then."""
+        index = self._index
+        missing = len(volatile) - level.slots.free
+        if missing > 0:
+            keys = index.policy.victims(level.number, missing, index.pinned)
+            index.drop([index.ready[key] for key in keys])
+        return volatile[: level.slots.free]
+
+    async def _copy_down(self, level: Level, entries: Sequence[BlockEntry]) -> None:
+        index = self._index
+        # Another task may have evicted or moved some while the batch before was written.
+        entries = [
+            entry
+            for entry in entries
+            if index.ready.get(entry.key) is entry
+            and entry.move is None
+            and not self._is_durable(entry)
+        ]
+        slots = level.slots.take(len(entries))
+        entries = entries[: len(slots)]
+        index.pin(entries)
+        written: set[int] = set()
+        try:
+            for source in index.levels:
+                group = [
+                    number for number, entry in enumerate(entries) if entry.level == source.number
+                ]
+                if group:
+                    outcomes = await self._transfer.copy_down(
+                        source,
+                        level,
+                        [entries[number] for number in group],
+                        [slots[number] for number in group],
+                    )
+                    written.update(
+                        number for number, good in zip(group, outcomes, strict=True) if good
+                    )
+        finally:
+            index.unpin(entries)
+            for number, (entry, slot) in enumerate(zip(entries, slots, strict=True)):
+                if number in written and index.ready.get(entry.key) is entry:
+                    index.add_copy(entry, level, slot)
+                else:
+                    level.slots.give_back([slot])
+
+    async def _erase(self, taken: Sequence[tuple[Level, list[int]]]) -> None:
+        failed: TierError | None = None
+        for level, slots in taken:
+            keys = [level.stale_slots[slot] for slot in slots]
+            try:
+                await self._transfer.erase(level, slots, keys)
+            except TierError as exc:
+                failed = exc
+            finally:
+                level.slots.give_back(slots)
+        if failed is not None:
+            raise failed

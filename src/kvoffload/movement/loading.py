@@ -1,0 +1,375 @@
+"""Bringing blocks to where they can be seen: one read for many callers, promotion on use."""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+from collections.abc import Sequence
+
+import anyio
+
+from ..errors import (
+    CapacityError,
+    CorruptBlockError,
+    LoadTimeoutError,
+    TierError,
+    TierUnavailableError,
+)
+from ..index import BlockEntry, Grant, Index, Move
+from ..jobs import Job, Jobs
+from ..tiers.memory import INLINE_COPY_BYTES
+from ..types import BlockState, ByteArray, Key
+from ..views import Place, Staging
+from .storing import Storing
+from .transfer import Transfer
+
+log = logging.getLogger("kvoffload")
+
+
+class Flight:
+    """One read under way, or its bytes in a staging buffer, for any number of callers.
+
+    Attributes:
+        entry: The block; the flight pins it while it reads.
+        users: Callers that wait for it or look at it.
+        staged: The staging buffer with the bytes, unless they go straight to a tier.
+        grant: Level and slot that the block is promoted to, where it is.
+        landed: Set when the read is over.
+        error: What went wrong; until the read succeeded, that it did not.
+    """
+
+    __slots__ = ("entry", "error", "grant", "landed", "staged", "users")
+
+    def __init__(self, entry: BlockEntry, landed: anyio.Event, tier: str, users: int) -> None:
+        self.entry = entry
+        self.users = users
+        self.staged: int | None = None
+        self.grant: tuple[int, Grant] | None = None
+        self.landed = landed
+        self.error: TierError | None = TierUnavailableError(
+            f"the read of block {entry.block_hash!r} was cut off",
+            tier=tier,
+            block_hash=entry.block_hash,
+        )
+
+
+class Loading:
+    """Makes pinned blocks visible, reading those that have no address of their own."""
+
+    def __init__(
+        self,
+        index: Index,
+        transfer: Transfer,
+        storing: Storing,
+        jobs: Jobs,
+        *,
+        promote_threshold: int | None,
+    ) -> None:
+        self._index = index
+        self._transfer = transfer
+        self._storing = storing
+        self._jobs = jobs
+        self._promote_threshold = promote_threshold
+        self._flights: dict[Key, Flight] = {}
+
+    @property
+    def staging(self) -> Staging:
+        """The buffers that blocks are read into."""
+        return self._transfer.staging
+
+    def is_instant(self, entries: Sequence[BlockEntry]) -> bool:
+        """Whether all of them can be seen now; promotes at once what takes but a small copy."""
+        levels = self._index.levels
+        if len(levels) == 1 and levels[0].tier.addressable:
+            return True
+        flights = self._flights
+        rising = [entry for entry in entries if entry.level and self._rises(entry)]
+        if rising and not self._rise_now(rising):
+            return False
+        visible = [
+            levels[entry.level].tier.addressable and entry.key not in flights for entry in entries
+        ]
+        return all(visible)
+
+    def place_of(self, entry: BlockEntry, flight: Flight | None = None) -> Place:
+        """Return where a visible block can be seen."""
+        if flight is not None and flight.staged is not None:
+            return Place(self.staging.slots, self.staging.show, flight.staged)
+        level = self._index.levels[entry.level]
+        return Place(level.slots, level.tier.view, entry.slot)
+
+    def count_hits(self, entries: Sequence[BlockEntry]) -> None:
+        """Count a hit of its tier for each block that a load found."""
+        if len(self._index.levels) == 1:
+            self._index.levels[0].counters["hits"] += len(entries)
+        else:
+            for entry in entries:
+                self._index.levels[entry.level].counters["hits"] += 1
+
+    def count_shown(self, entries: Sequence[BlockEntry]) -> None:
+        """Count what is viewed in place as read from its tier."""
+        for entry in entries:
+            self._transfer.count_read(self._index.levels[entry.level], 1, entry.size)
+
+    async def bring(
+        self, entries: Sequence[BlockEntry], timeout_s: float | None
+    ) -> dict[Key, Flight]:
+        """Make pinned blocks visible; return the flights that must be left with `leave`.
+
+        Cancelled, or out of time, the reads go on for whoever else waits.
+
+        Raises:
+            CapacityError: They don't fit the memory that could hold them at once.
+            LoadTimeoutError: `timeout_s` passed.
+            TierError: A tier could not read some.
+        """
+        mine = self._board(entries)
+        if not mine:
+            return mine
+        try:
+            with anyio.fail_after(timeout_s):
+                for flight in mine.values():
+                    if not flight.landed.is_set():
+                        await flight.landed.wait()
+            for flight in mine.values():
+                if flight.error is not None:
+                    raise _again(flight.error)
+        except TimeoutError as exc:
+            self.leave(mine)
+            raise LoadTimeoutError(
+                f"{len(mine)} blocks were not read within {timeout_s} s: recompute them"
+            ) from exc
+        except BaseException:
+            self.leave(mine)
+            raise
+        return mine
+
+    def leave(self, flights: dict[Key, Flight]) -> None:
+        """Give up what `bring` returned; the last user of a staging buffer frees it."""
+        for flight in flights.values():
+            flight.users -= 1
+            if not flight.users and flight.landed.is_set():
+                self._retire(flight)
+
+    async def promote(self, entries: Sequence[BlockEntry]) -> None:
+        """Bring blocks up into the hottest tier, as far as there is room; nobody waits for them.
+
+        Cancelled, the reads go on.
+        """
+        landed = anyio.Event()
+        flights = [
+            self._open(entry, landed, users=0)
+            for entry in entries
+            if entry.level and not entry.shown and entry.key not in self._flights
+        ]
+        if flights:
+            await self._launch(flights, flights).result()
+
+    # Inside
+
+    def _board(self, entries: Sequence[BlockEntry]) -> dict[Key, Flight]:
+        """Join the flights that there are for these blocks, and open those that are missing."""
+        mine: dict[Key, Flight] = {}
+        fresh: list[Flight] = []
+        rising: list[Flight] = []
+        landed = anyio.Event()
+        for entry in entries:
+            if entry.key in mine:
+                continue
+            flight = self._flights.get(entry.key)
+            if flight is not None:
+                flight.users += 1
+                mine[entry.key] = flight
+                continue
+            rises = self._rises(entry)
+            if rises or not self._index.levels[entry.level].tier.addressable:
+                flight = mine[entry.key] = self._open(entry, landed, users=1)
+                fresh.append(flight)
+                if rises:
+                    rising.append(flight)
+        try:
+            self._find_buffers([flight for flight in fresh if not self._in_memory(flight)])
+        except CapacityError:
+            landed.set()
+            self.leave(mine)
+            raise
+        if fresh:
+            self._launch(fresh, [flight for flight in rising if flight.grant is None])
+        return mine
+
+    def _launch(self, flights: Sequence[Flight], rising: Sequence[Flight]) -> Job[None]:
+        self._index.pin([flight.entry for flight in flights])
+        return self._jobs.start(lambda _: self._fly(flights, rising))
+
+    def _rises(self, entry: BlockEntry) -> bool:
+        """Whether a block is due for the hottest tier; not while others look at it."""
+        threshold = self._promote_threshold
+        return bool(threshold and entry.level and entry.uses_below >= threshold and not entry.shown)
+
+    def _rise_now(self, entries: Sequence[BlockEntry]) -> bool:
+        """Promote blocks at once, if it takes but a small copy in memory; say whether it was."""
+        index, levels = self._index, self._index.levels
+        total = sum([entry.size for entry in entries])
+        hottest = levels[0]
+        if (
+            total > INLINE_COPY_BYTES
+            or len(entries) > hottest.slots.free + len(hottest.copies)
+            or not hottest.tier.addressable
+            or any(
+                not levels[entry.level].tier.addressable or entry.key in self._flights
+                for entry in entries
+            )
+        ):
+            return False
+        grants = index.make_room(0, len(entries), [], [])
+        for entry, grant in zip(entries, grants, strict=True):
+            source = levels[entry.level]
+            payload = source.tier.view(entry.slot, entry.size)
+            self._transfer.copy_in_now(hottest, [grant.slot], [payload])
+            self._transfer.count_read(source, 1, entry.size)
+            index.promote(entry, 0, grant.slot)
+        return True
+
+    def _in_memory(self, flight: Flight) -> bool:
+        return self._index.levels[flight.entry.level].tier.addressable
+
+    def _open(self, entry: BlockEntry, landed: anyio.Event, *, users: int) -> Flight:
+        tier = self._index.levels[entry.level].tier.name
+        flight = self._flights[entry.key] = Flight(entry, landed, tier, users)
+        return flight
+
+    def _find_buffers(self, flights: Sequence[Flight]) -> None:
+        """Give each flight a staging buffer, or where those run out a free slot further up."""
+        buffers = self.staging.slots.take(len(flights))
+        for flight, buffer in zip(flights, buffers, strict=False):
+            flight.staged = buffer
+        early = list(flights[len(buffers) :])
+        for level in self._index.levels:
+            if early and level.tier.addressable:
+                able = [flight for flight in early if flight.entry.level > level.number]
+                slots = level.slots.take(len(able))
+                for flight, slot in zip(able, slots, strict=False):
+                    flight.grant = (level.number, Grant(slot))
+                early = [flight for flight in early if flight.grant is None]
+        if early:
+            for flight in flights:
+                self._give_grant_back(flight)
+            raise CapacityError(
+                f"{len(flights)} blocks to read at once, but only {len(flights) - len(early)} fit "
+                f"the memory that is free: load fewer at a time, or give the manager more than "
+                f"staging_bytes={self.staging.slots.capacity * self.staging.block_bytes}"
+            )
+
+    async def _fly(self, flights: Sequence[Flight], rising: Sequence[Flight]) -> None:
+        try:
+            await self._find_slots(rising)
+            groups: dict[int, list[Flight]] = {}
+            for flight in flights:
+                if flight.staged is not None or flight.grant is not None:
+                    groups.setdefault(flight.entry.level, []).append(flight)
+                elif self._in_memory(flight):
+                    flight.error = None  # no room further up: it is seen where it is
+            for number, group in groups.items():
+                await self._read(number, group)
+        except Exception:
+            log.exception("reading %d blocks failed", len(flights))
+            raise
+        finally:
+            self._land(flights)
+
+    async def _find_slots(self, rising: Sequence[Flight]) -> None:
+        """Get slots of the hottest tier for blocks on their way up, as far as there are any."""
+        if not rising:
+            return
+        moves: list[Move] = []
+        grants = self._index.make_room(0, len(rising), moves, [])
+        await self._storing.run_moves(moves, [])
+        usable = [grant for grant in grants if grant.usable]
+        for flight, grant in zip(rising, usable, strict=False):
+            flight.grant = (0, grant)
+            if flight.staged is None and not self._index.levels[0].tier.addressable:
+                flight.staged = next(iter(self.staging.slots.take(1)), None)
+                if flight.staged is None:
+                    self._give_grant_back(flight)
+
+    async def _read(self, number: int, flights: Sequence[Flight]) -> None:
+        index, transfer = self._index, self._transfer
+        level = index.levels[number]
+        into = [self._target(flight) for flight in flights]
+        slots = [flight.entry.slot for flight in flights]
+        outcomes = await transfer.read(level, slots, into, [one.entry.key for one in flights])
+        bad: list[BlockEntry] = []
+        for flight, error in zip(flights, outcomes, strict=True):
+            flight.error = error
+            if isinstance(error, CorruptBlockError) and flight.entry.state is BlockState.READY:
+                index.condemn(flight.entry)
+                index.count("corrupt", [flight.entry.key])
+                bad.append(flight.entry)
+        for flight, buffer in zip(flights, into, strict=True):
+            if flight.error is None and flight.grant is not None:
+                await self._rise(flight, *flight.grant, buffer)
+        if bad:
+            # Where this fails it was counted and told; the next read finds the block out again.
+            with contextlib.suppress(TierError):
+                await transfer.erase(
+                    level, [entry.slot for entry in bad], [entry.key for entry in bad]
+                )
+
+    def _target(self, flight: Flight) -> ByteArray:
+        """Return the array to read into: the slot that the block rises to, where it can be seen."""
+        size = flight.entry.size
+        if flight.grant is not None:
+            number, grant = flight.grant
+            tier = self._index.levels[number].tier
+            if tier.addressable:
+                return tier.view(grant.slot, size)
+        if flight.staged is None:
+            raise RuntimeError(f"no buffer for {flight.entry!r}")
+        return self.staging.show(flight.staged, size)
+
+    async def _rise(self, flight: Flight, number: int, grant: Grant, buffer: ByteArray) -> None:
+        """Publish a block that was read into a higher tier, or write it there."""
+        entry = flight.entry
+        level = self._index.levels[number]
+        if not level.tier.addressable:
+            outcomes = await self._transfer.write(level, [grant.slot], [buffer], [entry.key])
+            if outcomes[0] is not None:
+                return
+        elif flight.staged is not None:
+            self.staging.slots.give_back([flight.staged])
+            flight.staged = None
+        if level.tier.addressable:
+            self._transfer.count_written(level, 1, entry.size)
+        flight.grant = None
+        self._index.promote(entry, number, grant.slot)
+
+    def _land(self, flights: Sequence[Flight]) -> None:
+        """End the reads: wake who waits, and free what nobody waits for."""
+        for flight in flights:
+            self._give_grant_back(flight)
+            flight.landed.set()
+            if not flight.users:
+                self._retire(flight)
+            elif flight.error is not None and self._flights.get(flight.entry.key) is flight:
+                del self._flights[flight.entry.key]  # the next caller tries again
+        self._index.unpin([flight.entry for flight in flights])
+
+    def _retire(self, flight: Flight) -> None:
+        if self._flights.get(flight.entry.key) is flight:
+            del self._flights[flight.entry.key]
+        if flight.staged is not None:
+            self.staging.slots.give_back([flight.staged])
+            flight.staged = None
+
+    def _give_grant_back(self, flight: Flight) -> None:
+        if flight.grant is not None:
+            number, grant = flight.grant
+            flight.grant = None
+            self._index.release(number, [grant])
+
+
+def _again(error: TierError) -> TierError:
+    """Return a new error like one that others get too."""
+    fresh = type(error)(str(error), tier=error.tier, block_hash=error.block_hash)
+    fresh.__cause__ = error
+    return fresh

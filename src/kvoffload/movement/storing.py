@@ -1,0 +1,282 @@
+"""Making room for new blocks, moving what gives way, and copying the payloads in."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+
+from ..index import BlockEntry, Grant, Index, Move
+from ..jobs import Job, Jobs
+from ..tiers.memory import INLINE_COPY_BYTES
+from ..types import ByteArray, Key, RejectReason
+from .transfer import Transfer
+
+
+@dataclass(slots=True)
+class Stored:
+    """What became of the new blocks of one call."""
+
+    stored: list[BlockEntry] = field(default_factory=list)
+    rejected: dict[Key, RejectReason] = field(default_factory=dict)
+    evicted: list[Key] = field(default_factory=list)
+
+
+@dataclass(slots=True)
+class Plan:
+    """Slots found for pending blocks, and the moves that empty them.
+
+    Attributes:
+        granted: Each block with its level and slot.
+        unplaced: The blocks for which there is no room now, and why.
+        moves: What has to move first, each behind those it waits for.
+    """
+
+    granted: list[tuple[BlockEntry, int, Grant]] = field(default_factory=list)
+    unplaced: list[tuple[BlockEntry, RejectReason]] = field(default_factory=list)
+    moves: list[Move] = field(default_factory=list)
+
+
+class Storing:
+    """Stores new blocks; the moves of all movement run through here."""
+
+    def __init__(self, index: Index, transfer: Transfer, jobs: Jobs) -> None:
+        self._index = index
+        self._transfer = transfer
+        self._jobs = jobs
+        self._moving = 0
+
+    async def store(self, keys: Sequence[Key], payloads: Sequence[ByteArray]) -> Stored:
+        """Store blocks that are neither ready nor pending, head of the chain first.
+
+        What is little and lies in memory is done at once. Else a job does it; the caller's
+        cancellation makes the job give the blocks up, for nobody vouches for the buffers then.
+        """
+        outcome = Stored()
+        entries = self._index.reserve(keys, [data.nbytes for data in payloads], pins=1)
+        plan = self._plan(entries, outcome.evicted)
+        bytes_of = dict(zip(keys, payloads, strict=True))
+        if self._is_instant(plan):
+            self._apply_now(plan, bytes_of, outcome)
+            return outcome
+        job = self._jobs.start(lambda job: self._apply(job, plan, bytes_of, outcome))
+        await job.result()
+        return outcome
+
+    def reserve_now(self, keys: Sequence[Key], sizes: Sequence[int]) -> Stored | None:
+        """Reserve slots of the hottest tier where that takes no I/O; `None` if it takes some."""
+        level = self._index.levels[0]
+        count = len(keys)
+        free = level.slots.free + len(level.copies)
+        if count > free and len(self._index.levels) > 1:
+            return None
+        outcome = Stored()
+        grants = self._index.make_room(0, count, [], outcome.evicted)
+        outcome.stored = self._index.reserve(keys, sizes)
+        for entry, grant in zip(outcome.stored, grants, strict=True):
+            entry.slot = grant.slot
+        return outcome
+
+    async def reserve(self, keys: Sequence[Key], sizes: Sequence[int]) -> Stored | None:
+        """Reserve slots of the hottest tier, moving down what gives way; `None` if none are left.
+
+        Cancelled, what was reserved is given up.
+        """
+        outcome = Stored()
+        entries = self._index.reserve(keys, sizes, pins=1)
+        job = self._jobs.start(lambda job: self._reserve(job, entries, outcome))
+        try:
+            return outcome if await job.result() else None
+        except BaseException:
+            # Cancelled between the end of the job and this task's turn.
+            self._index.abort(outcome.stored)
+            raise
+
+    @property
+    def moving(self) -> int:
+        """Blocks on their way down."""
+        return self._moving
+
+    async def run_moves(self, moves: Sequence[Move], evicted: list[Key]) -> None:
+        """Carry out moves, a batch for each pair of tiers, in the order that they wait for.
+
+        The keys of blocks that could not be moved, and are lost, are appended to `evicted`.
+        """
+        waiting = list(moves)
+        self._moving += len(waiting)
+        try:
+            while waiting:
+                head = waiting[0]
+                batch = [
+                    move
+                    for move in waiting
+                    if move.source[0] == head.source[0]
+                    and move.target[0] == head.target[0]
+                    and (move.after is None or move.after.done is not None)
+                ]
+                waiting = [move for move in waiting if move not in batch]
+                possible = [move for move in batch if move.after is None or move.after.done]
+                written = dict.fromkeys(batch, False)
+                if possible:
+                    written.update(zip(possible, await self._transfer.move(possible), strict=True))
+                self._moving -= len(batch)
+                evicted += [
+                    move.entry.key for move in batch if self._index.finish_move(move, written[move])
+                ]
+        finally:
+            # A hard close: nothing more will be written.
+            self._moving -= len(waiting)
+            for move in waiting:
+                if move.done is None:
+                    self._index.finish_move(move, written=False)
+
+    # Inside
+
+    def _plan(self, entries: Sequence[BlockEntry], evicted: list[Key]) -> Plan:
+        plan = Plan()
+        index = self._index
+        wanted: dict[int, list[BlockEntry]] = {}
+        places = index.place([entry.key for entry in entries])
+        for entry, place in zip(entries, places, strict=True):
+            if isinstance(place, RejectReason):
+                plan.unplaced.append((entry, place))
+            else:
+                wanted.setdefault(place, []).append(entry)
+        # The deepest first: what the chain spills down comes before what it pushes down.
+        for number in sorted(wanted, reverse=True):
+            group = wanted[number]
+            grants = index.make_room(number, len(group), plan.moves, evicted)
+            plan.granted += zip(group, [number] * len(group), grants, strict=False)
+            plan.unplaced += [(entry, RejectReason.PINNED) for entry in group[len(grants) :]]
+        return plan
+
+    def _is_instant(self, plan: Plan) -> bool:
+        """Whether a plan needs neither I/O nor a copy beyond what the loop may be held for."""
+        levels = self._index.levels
+        if plan.unplaced and self._moving:
+            return False  # room is on its way
+        total = sum([entry.size for entry, _, _ in plan.granted])
+        total += sum([move.entry.size for move in plan.moves])
+        used = {number for _, number, _ in plan.granted}
+        used |= {move.source[0] for move in plan.moves} | {move.target[0] for move in plan.moves}
+        return total <= INLINE_COPY_BYTES and all(levels[n].tier.addressable for n in used)
+
+    def _apply_now(self, plan: Plan, bytes_of: dict[Key, ByteArray], outcome: Stored) -> None:
+        for move in plan.moves:
+            self._transfer.move_now(move)
+            self._index.finish_move(move, written=True)
+        for number, group in self._take_granted(plan)[0].items():
+            self._transfer.copy_in_now(
+                self._index.levels[number],
+                [entry.slot for entry in group],
+                [bytes_of[entry.key] for entry in group],
+            )
+        placed = [entry for entry, _, _ in plan.granted]
+        self._index.commit(placed)
+        outcome.stored += placed
+        self._reject(plan.unplaced, outcome)
+
+    async def _apply(
+        self, job: Job[None], plan: Plan, bytes_of: dict[Key, ByteArray], outcome: Stored
+    ) -> None:
+        todo = [entry for entry, _, _ in plan.granted] + [entry for entry, _ in plan.unplaced]
+        try:
+            by_level = await self._settle(job, plan, outcome)
+            for number, group in by_level.items():
+                await self._write(job, number, group, bytes_of, outcome)
+        finally:
+            # Whatever got no further: abandoned, cut off by a hard close, or failed.
+            left = [entry for entry in todo if self._index.pending.get(entry.key) is entry]
+            self._index.abort(left)
+
+    async def _settle(
+        self, job: Job[None], plan: Plan, outcome: Stored
+    ) -> dict[int, list[BlockEntry]]:
+        """Give each block of a plan its slot; what is called off or busy is planned again."""
+        placed: dict[int, list[BlockEntry]] = {}
+        order = [entry for entry, _, _ in plan.granted] + [entry for entry, _ in plan.unplaced]
+        rank = {entry.key: number for number, entry in enumerate(order)}
+        while True:
+            await self.run_moves(plan.moves, outcome.evicted)
+            got, missed = self._take_granted(plan)
+            for number, group in got.items():
+                placed.setdefault(number, []).extend(group)
+            if job.abandoned:
+                return {}
+            if plan.unplaced and not self._moving:
+                self._reject(plan.unplaced, outcome)
+                plan.unplaced = []
+            missed += [entry for entry, _ in plan.unplaced]
+            if not missed:
+                return placed
+            if plan.unplaced:
+                await self._index.changed.wait()
+            missed.sort(key=lambda entry: rank[entry.key])
+            plan = self._plan(missed, outcome.evicted)
+
+    async def _write(
+        self,
+        job: Job[None],
+        number: int,
+        entries: Sequence[BlockEntry],
+        bytes_of: dict[Key, ByteArray],
+        outcome: Stored,
+    ) -> None:
+        level = self._index.levels[number]
+        slots = [entry.slot for entry in entries]
+        keys = [entry.key for entry in entries]
+        outcomes = await self._transfer.write(level, slots, [bytes_of[key] for key in keys], keys)
+        if job.abandoned:
+            # The caller may have changed its buffers while they were read.
+            if level.tier.persistent:
+                await self._transfer.erase(level, slots, keys)
+            return
+        good = [entry for entry, error in zip(entries, outcomes, strict=True) if error is None]
+        bad = [entry for entry, error in zip(entries, outcomes, strict=True) if error is not None]
+        self._index.commit(good)
+        outcome.stored += good
+        self._reject([(entry, RejectReason.FAILED) for entry in bad], outcome)
+
+    async def _reserve(
+        self, job: Job[bool], entries: Sequence[BlockEntry], outcome: Stored
+    ) -> bool:
+        index = self._index
+        todo = list(entries)
+        complete = False
+        try:
+            while todo:
+                if index.levels[0].room < len(todo):
+                    if not self._moving:
+                        return False
+                    await index.changed.wait()
+                    continue
+                moves: list[Move] = []
+                grants = index.make_room(0, len(todo), moves, outcome.evicted)
+                plan = Plan([(entry, 0, grant) for entry, grant in zip(todo, grants, strict=True)])
+                await self.run_moves(moves, outcome.evicted)
+                todo = self._take_granted(plan)[1]
+            complete = not job.abandoned
+            return complete
+        finally:
+            if complete:
+                for entry in entries:
+                    entry.pin_count = 0  # from here on the caller completes them
+                outcome.stored += entries
+            else:
+                index.abort(entries)
+
+    def _take_granted(self, plan: Plan) -> tuple[dict[int, list[BlockEntry]], list[BlockEntry]]:
+        placed: dict[int, list[BlockEntry]] = {}
+        missed: list[BlockEntry] = []
+        for entry, number, grant in plan.granted:
+            if grant.usable:
+                entry.level, entry.slot = number, grant.slot
+                placed.setdefault(number, []).append(entry)
+            else:
+                missed.append(entry)
+        return placed, missed
+
+    def _reject(self, unplaced: Sequence[tuple[BlockEntry, RejectReason]], outcome: Stored) -> None:
+        if unplaced:
+            outcome.rejected |= {entry.key: reason for entry, reason in unplaced}
+            self._index.abort([entry for entry, _ in unplaced])
+            self._index.count("rejected", [entry.key for entry, _ in unplaced])

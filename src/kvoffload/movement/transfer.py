@@ -1,0 +1,236 @@
+"""The one place where payload bytes are copied, read and written."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+
+from ..errors import TierError
+from ..index import BlockEntry, Index, Level, Move
+from ..keys import encode_key
+from ..tiers.memory import INLINE_COPY_BYTES, copy_now
+from ..types import ByteArray, Key, Tier
+from ..views import Staging
+
+COPY_THREADS = 2
+"""Threads for copies in memory: two saturate it, more only take the interpreter from the loop."""
+
+
+class Transfer:
+    """Copies, reads and writes payloads, counts them, and turns every failure into an outcome."""
+
+    def __init__(self, index: Index, staging: Staging, namespace: str) -> None:
+        self.index = index
+        self.staging = staging
+        self._namespace = namespace
+        self._executor = ThreadPoolExecutor(COPY_THREADS, thread_name_prefix="kvoffload-copy")
+
+    def canonical_key(self, key: Key) -> bytes:
+        """Return a block's key as it leaves the process."""
+        if isinstance(key, tuple):
+            return encode_key(key[1], key[0])
+        return encode_key(key, self._namespace)
+
+    def stop(self) -> None:
+        """Let the threads end; a copy under way keeps its buffers alive."""
+        self._executor.shutdown(wait=False)
+
+    # Into and between tiers in memory, without a hop where it is little
+
+    def copy_in_now(
+        self, level: Level, slots: Sequence[int], payloads: Sequence[ByteArray]
+    ) -> None:
+        """Copy payloads into slots of an addressable tier, at once."""
+        copy_now(self._slots_of(level, slots, payloads), payloads)
+        self.count_written(level, len(payloads), sum([data.nbytes for data in payloads]))
+
+    async def copy_in(
+        self, level: Level, slots: Sequence[int], payloads: Sequence[ByteArray]
+    ) -> None:
+        """Copy payloads into slots of an addressable tier, on threads where it is much."""
+        if sum([payload.nbytes for payload in payloads]) <= INLINE_COPY_BYTES:
+            self.copy_in_now(level, slots, payloads)
+            return
+        targets = self._slots_of(level, slots, payloads)
+        level.counters["queue_depth"] += len(slots)
+        try:
+            await self._copy_on_threads(targets, payloads)
+        finally:
+            level.counters["queue_depth"] -= len(slots)
+        self.count_written(level, len(payloads), sum([data.nbytes for data in payloads]))
+
+    def move_now(self, move: Move) -> None:
+        """Copy a block between two addressable tiers, at once."""
+        source, target = self._ends(move)
+        payload = source.tier.view(move.source[1], move.entry.size)
+        self.copy_in_now(target, [move.target[1]], [payload])
+        self.count_read(source, 1, move.entry.size)
+
+    # Through tiers of any kind; never raise, but when the task is cancelled
+
+    async def write(
+        self,
+        level: Level,
+        slots: Sequence[int],
+        payloads: Sequence[ByteArray],
+        keys: Sequence[Key],
+    ) -> list[TierError | None]:
+        """Write payloads to a tier; an outcome each."""
+        if level.tier.addressable:
+            await self.copy_in(level, slots, payloads)
+            return [None] * len(slots)
+        names = [self.canonical_key(key) for key in keys]
+        level.counters["queue_depth"] += len(slots)
+        try:
+            outcomes = await level.tier.write(slots, [payload.data for payload in payloads], names)
+        except Exception as exc:  # noqa: BLE001  # whatever a tier raises is its failure
+            outcomes = [_wrapped(exc, level.tier, "write", key) for key in keys]
+        finally:
+            level.counters["queue_depth"] -= len(slots)
+        good = [number for number, outcome in enumerate(outcomes) if outcome is None]
+        level.renew(slots[number] for number in good)
+        written = [payloads[number].nbytes for number in good]
+        self.count_written(level, len(good), sum(written))
+        self._count_failed(level, keys, outcomes)
+        return outcomes
+
+    async def read(
+        self,
+        level: Level,
+        slots: Sequence[int],
+        into: Sequence[ByteArray],
+        keys: Sequence[Key],
+    ) -> list[TierError | None]:
+        """Read slots of a tier into buffers of the payloads' sizes; an outcome each."""
+        outcomes: list[TierError | None]
+        level.counters["queue_depth"] += len(slots)
+        try:
+            if level.tier.addressable:
+                sources = self._slots_of(level, slots, into)
+                await self._copy_on_threads(into, sources)
+                outcomes = [None] * len(slots)
+            else:
+                outcomes = await level.tier.read(slots, [buffer.data for buffer in into])
+        except Exception as exc:  # noqa: BLE001  # whatever a tier raises is its failure
+            outcomes = [_wrapped(exc, level.tier, "read", key) for key in keys]
+        finally:
+            level.counters["queue_depth"] -= len(slots)
+        for buffer, outcome in zip(into, outcomes, strict=True):
+            if outcome is None:
+                self.count_read(level, 1, buffer.nbytes)
+        self._count_failed(level, keys, outcomes)
+        return outcomes
+
+    async def erase(self, level: Level, slots: Sequence[int], keys: Sequence[Key]) -> None:
+        """Make slots of a tier forget their blocks for good.
+
+        Raises:
+            TierError: Some could not be erased.
+        """
+        if not slots:
+            return
+        try:
+            await level.tier.erase(slots)
+        except Exception as exc:
+            error = _wrapped(exc, level.tier, "erase", keys[0] if keys else None)
+            self.index.fail(level, keys, str(error))
+            raise error from exc
+        level.renew(slots)
+
+    async def move(self, moves: Sequence[Move]) -> list[bool]:
+        """Write a batch of blocks from one tier to one other; say of each whether it is there."""
+        source, target = self._ends(moves[0])
+        entries = [move.entry for move in moves]
+        return await self.copy_down(source, target, entries, [move.target[1] for move in moves])
+
+    async def copy_down(
+        self,
+        source: Level,
+        target: Level,
+        entries: Sequence[BlockEntry],
+        slots: Sequence[int],
+    ) -> list[bool]:
+        """Write blocks of one tier to slots of another; say of each whether it is there."""
+        keys = [entry.key for entry in entries]
+        if not source.tier.addressable:
+            return await self._copy_through_staging(source, target, entries, slots)
+        payloads = [source.tier.view(entry.slot, entry.size) for entry in entries]
+        outcomes = await self.write(target, slots, payloads, keys)
+        for entry, outcome in zip(entries, outcomes, strict=True):
+            if outcome is None:
+                self.count_read(source, 1, entry.size)
+        return [outcome is None for outcome in outcomes]
+
+    def count_read(self, level: Level, blocks: int, size: int) -> None:
+        """Note that blocks of this many bytes in all were read or viewed."""
+        level.counters["blocks_read"] += blocks
+        level.counters["bytes_read"] += size
+
+    def count_written(self, level: Level, blocks: int, size: int) -> None:
+        """Note that blocks of this many bytes in all were written."""
+        level.counters["blocks_written"] += blocks
+        level.counters["bytes_written"] += size
+
+    # Inside
+
+    def _ends(self, move: Move) -> tuple[Level, Level]:
+        return self.index.levels[move.source[0]], self.index.levels[move.target[0]]
+
+    def _slots_of(
+        self, level: Level, slots: Sequence[int], payloads: Sequence[ByteArray]
+    ) -> list[ByteArray]:
+        view = level.tier.view
+        return [view(slot, data.nbytes) for slot, data in zip(slots, payloads, strict=True)]
+
+    async def _copy_on_threads(
+        self, targets: Sequence[ByteArray], sources: Sequence[ByteArray]
+    ) -> None:
+        loop = asyncio.get_running_loop()
+        await loop.run_in_executor(self._executor, copy_now, targets, sources)
+
+    async def _copy_through_staging(
+        self,
+        source: Level,
+        target: Level,
+        entries: Sequence[BlockEntry],
+        slots: Sequence[int],
+    ) -> list[bool]:
+        written = [False] * len(entries)
+        buffers = self.staging.slots.take(len(entries))
+        try:
+            group = entries[: len(buffers)]
+            into = [
+                self.staging.show(buffer, entry.size)
+                for buffer, entry in zip(buffers, group, strict=True)
+            ]
+            keys = [entry.key for entry in group]
+            read = await self.read(source, [entry.slot for entry in group], into, keys)
+            good = [number for number, outcome in enumerate(read) if outcome is None]
+            outcomes = await self.write(
+                target,
+                [slots[number] for number in good],
+                [into[number] for number in good],
+                [keys[number] for number in good],
+            )
+            for number, outcome in zip(good, outcomes, strict=True):
+                written[number] = outcome is None
+        finally:
+            self.staging.slots.give_back(buffers)
+        return written
+
+    def _count_failed(
+        self, level: Level, keys: Sequence[Key], outcomes: Sequence[TierError | None]
+    ) -> None:
+        for key, outcome in zip(keys, outcomes, strict=True):
+            if outcome is not None:
+                self.index.fail(level, [key], str(outcome))
+
+
+def _wrapped(exc: Exception, tier: Tier, what: str, key: Key | None) -> TierError:
+    if isinstance(exc, TierError):
+        return exc
+    block_hash = key[1] if isinstance(key, tuple) else key
+    error = TierError(f"{what} failed: {exc!r}", tier=tier.name, block_hash=block_hash)
+    error.__cause__ = exc
+    return error

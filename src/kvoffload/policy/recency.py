@@ -1,0 +1,99 @@
+"""A recency queue that steps over pinned blocks in constant amortised time."""
+
+from __future__ import annotations
+
+import heapq
+from collections import OrderedDict
+from collections.abc import Collection, Sequence
+from itertools import chain, islice
+
+from ..types import Key
+
+
+class RecencyQueue:
+    """Keys from least to most recently used.
+
+    A pinned key that comes up at the cold end is parked aside, so that it is stepped over once and
+    not by every eviction while it is pinned; unpinned, it is offered again in its old place.
+    """
+
+    __slots__ = ("_order", "_parked", "_returned", "_tickets")
+
+    def __init__(self) -> None:
+        self._order: OrderedDict[Key, None] = OrderedDict()
+        # Parked keys are older than all that is in the order; a lower ticket is the colder one.
+        self._parked: dict[Key, int] = {}
+        self._returned: list[tuple[int, Key]] = []
+        self._tickets = 0
+
+    def __len__(self) -> int:
+        return len(self._order) + len(self._parked)
+
+    def __contains__(self, key: Key) -> bool:
+        return key in self._order or key in self._parked
+
+    def push(self, keys: Sequence[Key]) -> None:
+        """Append keys that are not in the queue; the first becomes the most recent."""
+        order = self._order
+        for key in reversed(keys):
+            order[key] = None
+
+    def use(self, keys: Sequence[Key]) -> None:
+        """Make those of the keys that are in the queue the most recent; the first most of all."""
+        order = self._order
+        for key in reversed(keys):
+            if key in order:
+                order.move_to_end(key)
+            elif self._parked.pop(key, None) is not None:
+                order[key] = None
+
+    def discard(self, keys: Sequence[Key]) -> None:
+        """Remove those of the keys that are in the queue."""
+        order = self._order
+        parked = self._parked
+        for key in keys:
+            if key in order:
+                del order[key]
+            elif parked:
+                parked.pop(key, None)
+
+    def coldest(self, count: int, pinned: Collection[Key]) -> list[Key]:
+        """Return up to `count` keys that are not pinned, coldest first."""
+        if not pinned:
+            return list(islice(chain(self._parked, self._order), count))
+        found = self._returned_keys(count, pinned)
+        head: list[Key] = []
+        for key in self._order:
+            if len(found) >= count:
+                break
+            if key not in pinned:
+                found.append(key)
+            elif not found:
+                # Only what lies before the first key found: parked further on, it would overtake
+                # that one when it returns.
+                head.append(key)
+        for key in head:
+            del self._order[key]
+            self._parked[key] = self._tickets
+            self._tickets += 1
+        return found
+
+    def unpinned(self, keys: Sequence[Key]) -> None:
+        """Offer again those of the keys that were stepped over."""
+        if self._parked:
+            for key in keys:
+                ticket = self._parked.get(key)
+                if ticket is not None:
+                    heapq.heappush(self._returned, (ticket, key))
+
+    def _returned_keys(self, count: int, pinned: Collection[Key]) -> list[Key]:
+        offered: list[tuple[int, Key]] = []
+        heap = self._returned
+        while heap and len(offered) < count:
+            ticket, key = heapq.heappop(heap)
+            # Stale when the key was used or removed since, pinned again, or pushed twice.
+            stale = self._parked.get(key) != ticket or key in pinned
+            if not stale and not (offered and offered[-1][0] == ticket):
+                offered.append((ticket, key))
+        self._returned = offered + heap  # a sorted list before a heap of larger ones is a heap
+        return [key for _, key in offered]

@@ -1,0 +1,93 @@
+"""Hints that blocks will be needed soon, and the background task that acts on them."""
+
+from __future__ import annotations
+
+import logging
+from collections import OrderedDict
+from collections.abc import Awaitable, Callable, Sequence
+
+import anyio
+
+from .index import Index
+from .types import Key
+
+QUEUE_BLOCKS = 4096
+"""Hinted blocks that wait at a time; further ones are dropped and counted."""
+
+log = logging.getLogger("kvoffload")
+
+
+class Prefetcher:
+    """A bounded queue of hinted blocks, and the tasks that fetch them.
+
+    Args:
+        index: Where the blocks are to come.
+        wanted: Says whether fetching a block would make sense now.
+        fetch: Fetches a batch; returns the keys that came. It may raise: that costs the batch.
+        batch_blocks: Most blocks given to one `fetch`.
+        workers: Batches fetched at a time.
+    """
+
+    def __init__(
+        self,
+        index: Index,
+        wanted: Callable[[Key], bool],
+        fetch: Callable[[Sequence[Key]], Awaitable[Sequence[Key]]],
+        *,
+        batch_blocks: int,
+        workers: int,
+    ) -> None:
+        self._index = index
+        self._wanted = wanted
+        self._fetch = fetch
+        self._batch_blocks = batch_blocks
+        self.workers = workers
+        self._queue: OrderedDict[Key, None] = OrderedDict()
+        self._wake = anyio.Event()
+
+    def hint(self, keys: Sequence[Key]) -> int:
+        """Queue blocks that are wanted and not queued yet; return how many. Never waits."""
+        queued = 0
+        for key in dict.fromkeys(keys):
+            if key in self._queue or not self._wanted(key):
+                continue
+            if len(self._queue) >= QUEUE_BLOCKS:
+                self._index.count("prefetch_dropped", [key])
+            else:
+                self._queue[key] = None
+                queued += 1
+        if queued:
+            self._wake.set()
+        return queued
+
+    def cancel(self, keys: Sequence[Key]) -> int:
+        """Take blocks back out of the queue; return how many. What is being fetched goes on."""
+        cancelled = [key for key in dict.fromkeys(keys) if key in self._queue]
+        for key in cancelled:
+            del self._queue[key]
+        self._index.count("prefetch_dropped", cancelled)
+        return len(cancelled)
+
+    async def run(self) -> None:
+        """Fetch what is hinted, batch by batch, until cancelled."""
+        while True:
+            while not self._queue:
+                if self._wake.is_set():
+                    self._wake = anyio.Event()
+                await self._wake.wait()
+            size = min(self._batch_blocks, len(self._queue))
+            batch = [self._queue.popitem(last=False)[0] for _ in range(size)]
+            await self._fetch_batch([key for key in batch if self._wanted(key)])
+
+    async def _fetch_batch(self, batch: Sequence[Key]) -> None:
+        if not batch:
+            return
+        index = self._index
+        index.count("prefetch_issued", batch)
+        came: Sequence[Key] = ()
+        try:
+            came = await self._fetch(batch)
+        except Exception as exc:  # noqa: BLE001  # a hint must not end the task that runs hints
+            log.warning("prefetching %d blocks failed: %r", len(batch), exc)
+        index.prefetched.update(key for key in came if key in index.ready)
+        index.count("prefetch_dropped", [key for key in batch if key not in came])

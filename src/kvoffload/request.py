@@ -1,0 +1,170 @@
+"""The scope of one prompt: its hit blocks pinned, the rest stored as it is computed, one use."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from contextlib import AbstractAsyncContextManager
+from types import TracebackType
+from typing import TYPE_CHECKING
+
+import anyio
+
+from .core import Core, Outcome
+from .errors import ClosedError, ConfigError
+from .index import BlockEntry
+from .lease import LeaseScope
+from .payloads import check_payloads
+from .types import BlockHash, Key, Lease, RejectReason, StoreResult
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from typing_extensions import Buffer
+
+
+class RequestScope:
+    """The chain of one prompt; see `kvoffload.types.Request`.
+
+    `hit` blocks are pinned from entry to exit, and so is what `store` adds. Leaving the scope, in
+    whatever way, takes all pins back and counts one use of the whole chain, tail first.
+    """
+
+    def __init__(
+        self,
+        core: Core,
+        keys: Sequence[Key],
+        block_hashes: Sequence[BlockHash],
+        wait_pending_s: float,
+        to_result: Callable[[Outcome], StoreResult],
+    ) -> None:
+        self._core = core
+        self._keys = keys
+        self._block_hashes = block_hashes
+        self._wait_pending_s = wait_pending_s
+        self._to_result = to_result
+        self._pinned: list[BlockEntry] = []
+        self._entered = False
+        self._ended = False
+        self._hit = 0
+        self._next = 0
+        self._rejection: RejectReason | None = None
+        self._storing = False
+
+    @property
+    def hit(self) -> int:
+        """Prefix hit: leading blocks that were ready on entry, pinned until the end."""
+        return self._hit
+
+    async def __aenter__(self) -> RequestScope:
+        """Find and pin the prefix hit, waiting for pending blocks as long as was said."""
+        core = self._core
+        core.check()
+        if self._entered:
+            raise ClosedError("a request is entered once: call request() again")
+        self._entered = True
+        hit = core.index.prefix_hit(self._keys)
+        if self._wait_pending_s > 0 and hit < len(self._keys):
+            hit = await self._wait_for_pending(hit)
+        self._hit = self._next = hit
+        self._pin(self._keys[:hit])
+        index = core.index
+        index.count("hits", self._keys[:hit])
+        index.count("misses", self._keys[hit:])
+        return self
+
+    async def __aexit__(
+        self,
+        exc_type: type[BaseException] | None,
+        exc: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        """Count the one use and unpin."""
+        if self._ended:
+            return
+        self._ended = True
+        self._core.index.use(list(dict.fromkeys(self._keys)))
+        self._core.index.unpin(self._pinned)
+        self._pinned = []
+
+    def load(self, *, timeout_s: float | None = None) -> AbstractAsyncContextManager[Lease]:
+        """Lease the `hit` blocks, in order; not a use of its own.
+
+        Raises:
+            LoadTimeoutError: On entry, if `timeout_s` passed first; recompute.
+            CapacityError: On entry, if more has to be read at once than fits.
+            TierError: On entry, if a tier could not read some.
+        """
+        self._check()
+        return LeaseScope(
+            self._core,
+            self._keys[: self._hit],
+            self._block_hashes[: self._hit],
+            timeout_s,
+            count_use=False,
+        )
+
+    async def store(self, payloads: Sequence[Buffer]) -> StoreResult:
+        """Store the next blocks of the chain, from where the call before stopped.
+
+        A rejection ends the chain: what comes after it is rejected too, for no prefix would reach
+        it. Cancelled, the blocks of this call are not stored, and the next call starts there.
+
+        Raises:
+            ConfigError: More payloads than blocks are left, or one is too long.
+            TypeError: A payload is no buffer.
+        """
+        self._check()
+        core = self._core
+        core.check()
+        if self._storing:
+            raise ConfigError("a request stores its chain one call after the other, not at once")
+        keys = self._keys[self._next : self._next + len(payloads)]
+        if len(payloads) > len(keys):
+            raise ConfigError(
+                f"{len(payloads)} payloads, but only {len(keys)} blocks of the chain are left"
+            )
+        data = check_payloads(payloads, core.block_bytes)
+        if self._rejection is not None:
+            self._next += len(keys)
+            return self._to_result(self._rejected(keys, self._rejection))
+        self._storing = True
+        try:
+            outcome = await core.store(keys, data)
+        finally:
+            self._storing = False
+        self._next += len(keys)
+        if outcome.rejected:
+            self._rejection = next(iter(outcome.rejected.values()))
+        if self._ended:
+            core.index.use(list(dict.fromkeys(self._keys)))
+        else:
+            self._pin([key for key in keys if key in core.index.ready])
+        return self._to_result(outcome)
+
+    # Inside
+
+    def _check(self) -> None:
+        if not self._entered or self._ended:
+            raise ClosedError("use a request inside its `async with`")
+
+    def _pin(self, keys: Sequence[Key]) -> None:
+        entries = [self._core.index.ready[key] for key in keys]
+        self._core.index.pin(entries)
+        self._pinned += entries
+
+    def _rejected(self, keys: Sequence[Key], reason: RejectReason) -> Outcome:
+        index = self._core.index
+        present = [key for key in dict.fromkeys(keys) if key in index.ready]
+        rejected = {key: reason for key in keys if key not in index.ready}
+        index.count("rejected", list(rejected))
+        return Outcome(present=present, rejected=rejected)
+
+    async def _wait_for_pending(self, hit: int) -> int:
+        """Wait while the first block that is missing is one that another caller is storing."""
+        index = self._core.index
+        with anyio.move_on_after(self._wait_pending_s):
+            while hit < len(self._keys) and self._keys[hit] in index.pending:
+                await index.changed.wait()
+                hit = index.prefix_hit(self._keys)
+        self._core.check()
+        return index.prefix_hit(self._keys)

@@ -1,0 +1,93 @@
+"""The numbered places of one tier: free, in use, or retired."""
+
+from __future__ import annotations
+
+import weakref
+from collections import deque
+from collections.abc import Iterable, Sequence
+
+from .types import ByteArray
+
+
+class Slots:
+    """Hands out slot numbers, and keeps those out of reuse that an outliving view still shows.
+
+    free + in use + retired = capacity, always.
+    """
+
+    __slots__ = ("_free", "_gone", "_held", "_retired", "_watches", "capacity")
+
+    def __init__(self, capacity: int) -> None:
+        self.capacity = capacity
+        # Taken from the end, so that a batch gets neighbours in ascending order.
+        self._free = list(range(capacity - 1, -1, -1))
+        self._held: dict[int, int] = {}
+        self._retired: set[int] = set()
+        self._watches: dict[weakref.ref[ByteArray], int] = {}
+        # Views die on any thread; the loop's thread collects what they leave here.
+        self._gone: deque[weakref.ref[ByteArray]] = deque()
+
+    @property
+    def free(self) -> int:
+        """Slots that can be taken."""
+        if self._gone:
+            self._collect()
+        return len(self._free)
+
+    @property
+    def retired(self) -> int:
+        """Slots given back that a view still shows."""
+        if self._gone:
+            self._collect()
+        return len(self._retired)
+
+    @property
+    def in_use(self) -> int:
+        """Slots taken and not given back."""
+        return self.capacity - self.free - len(self._retired)
+
+    def take(self, count: int) -> list[int]:
+        """Take up to `count` free slots."""
+        if self._gone:
+            self._collect()
+        free = self._free
+        start = max(0, len(free) - count)
+        taken = free[start:]
+        del free[start:]
+        taken.reverse()
+        return taken
+
+    def take_these(self, slots: Iterable[int]) -> list[int]:
+        """Take those of these very slots that are free; return them."""
+        wanted = set(slots)
+        taken = [slot for slot in self._free if slot in wanted]
+        self._free = [slot for slot in self._free if slot not in wanted]
+        return taken
+
+    def give_back(self, slots: Sequence[int]) -> None:
+        """Give slots back: free again, or retired while a view shows them."""
+        if self._gone:
+            self._collect()
+        if self._held:
+            for slot in reversed(slots):
+                if slot in self._held:
+                    self._retired.add(slot)
+                else:
+                    self._free.append(slot)
+        else:
+            self._free.extend(reversed(slots))
+
+    def hold(self, slot: int, exporter: ByteArray) -> None:
+        """Keep a slot out of reuse until `exporter`, whose memory it is, is gone."""
+        self._held[slot] = self._held.get(slot, 0) + 1
+        self._watches[weakref.ref(exporter, self._gone.append)] = slot
+
+    def _collect(self) -> None:
+        while self._gone:
+            slot = self._watches.pop(self._gone.popleft())
+            self._held[slot] -= 1
+            if not self._held[slot]:
+                del self._held[slot]
+                if slot in self._retired:
+                    self._retired.remove(slot)
+                    self._free.append(slot)
