@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
@@ -13,7 +12,7 @@ from .index import BlockEntry, Index
 from .jobs import Jobs
 from .keys import check_namespace, decode_key
 from .lifecycle import Lifecycle
-from .metrics import ManagerStats
+from .metrics import ManagerStats, new_counters
 from .movement.durability import Durability
 from .movement.loading import Loading
 from .movement.storing import Stored, Storing
@@ -150,7 +149,10 @@ class Core:
     def unknown(self, keys: Sequence[Key]) -> list[Key]:
         """Return the blocks that are neither ready nor pending, each once, in order."""
         ready, pending = self.index.ready, self.index.pending
-        return [key for key in dict.fromkeys(keys) if key not in ready and key not in pending]
+        once = dict.fromkeys(keys)
+        if ready.keys().isdisjoint(once) and pending.keys().isdisjoint(once):
+            return list(once)
+        return [key for key in once if key not in ready and key not in pending]
 
     async def store(self, keys: Sequence[Key], payloads: Sequence[ByteArray]) -> Outcome:
         """Store blocks, without counting a use; the blocks that are present are protected."""
@@ -225,9 +227,10 @@ class Core:
         """Return a snapshot, of one namespace unless `everywhere`."""
         index = self.index
         if everywhere:
-            counters: Counter[str] = Counter()
+            counters = new_counters()
             for each in index.counters.values():
-                counters.update(each)
+                for name, value in each.items():
+                    counters[name] += value
             tiers = {level.tier.name: level.stats() for level in index.levels}
             return ManagerStats(
                 **counters, pending=len(index.pending), pinned=len(index.pinned), tiers=tiers

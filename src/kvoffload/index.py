@@ -7,18 +7,19 @@ decided, so that no other task can decide against it.
 
 from __future__ import annotations
 
-from collections import Counter, OrderedDict
+from collections import OrderedDict
 from collections.abc import Collection, Iterable, Sequence
 from dataclasses import dataclass
-
-import anyio
+from operator import attrgetter
 
 from .events import EventHub, EventKind
 from .lru_entry import LRUEntry
-from .metrics import TierStats
+from .metrics import TIER_COUNTERS, TierStats, new_counters
+from .signals import Signal
 from .slots import Slots
 from .types import BlockState, Clock, EvictionPolicy, Key, RejectReason, Tier
 
+_SIZE = attrgetter("size")
 READY, PENDING, ABSENT = BlockState.READY, BlockState.PENDING, BlockState.ABSENT
 
 
@@ -37,6 +38,8 @@ class BlockEntry(LRUEntry):
     """
 
     __slots__ = ("copies", "key", "level", "move", "shown", "size", "uses_below")
+
+    size_weight = 1.0  # equal blocks; no field of its own in a million of them
 
     key: Key
     size: int
@@ -105,7 +108,7 @@ class Level:
         self.number = number
         self.tier = tier
         self.slots = Slots(tier.num_blocks)
-        self.counters: Counter[str] = Counter()
+        self.counters = dict.fromkeys(TIER_COUNTERS, 0)
         self.blocks = 0  # whose highest tier this is
         self.stuck = 0  # of those, the pinned ones
         self.bytes = 0  # copies included
@@ -184,32 +187,30 @@ class Index:
         self.pending: dict[Key, BlockEntry] = {}
         self.pinned: set[Key] = set()
         """Ready blocks with a pin; they are nobody's victims."""
-        self.counters: dict[str | None, Counter[str]] = {None: Counter()}
+        self.counters: dict[str | None, dict[str, int]] = {None: new_counters()}
         """Fields of `ManagerStats` by namespace; `None` is the manager's own."""
         self.prefetched: set[Key] = set()
         """Blocks that a hint brought and nobody has used since."""
-        self.changed = anyio.Event()
+        self.changed = Signal()
         policy.attach([level.slots.capacity for level in self.levels])
 
     # What is where
 
     def prefix_hit(self, keys: Sequence[Key]) -> int:
         """Return how many leading blocks are ready."""
+        hit = 0
         ready = self.ready
-        if all(map(ready.__contains__, keys)):
-            return len(keys)
-        return next(number for number, key in enumerate(keys) if key not in ready)
+        for key in keys:
+            if key not in ready:
+                break
+            hit += 1
+        return hit
 
     def state(self, key: Key) -> BlockState:
         """Return what is known of a block."""
         if key in self.ready:
             return READY
         return PENDING if key in self.pending else ABSENT
-
-    def signal(self) -> None:
-        """Wake whoever waits for the index to change."""
-        self.changed.set()
-        self.changed = anyio.Event()
 
     # Pins and uses
 
@@ -263,9 +264,9 @@ class Index:
         """Make blocks pending; they have no slot yet. With `pins`, their writer completes them."""
         now = self.clock()
         clock = self.clock
-        pending = self.pending
         new = BlockEntry.__new__
         entries: list[BlockEntry] = []
+        append = entries.append
         for key, size in zip(keys, sizes, strict=True):
             # A million of these are made at a time: no constructor in between.
             entry = new(BlockEntry)
@@ -276,7 +277,6 @@ class Index:
             entry.pin_count = pins
             entry.access_count = 0
             entry.access_time = now
-            entry.size_weight = 1.0
             entry._clock = clock
             entry.size = size
             entry.level = 0
@@ -284,30 +284,26 @@ class Index:
             entry.move = None
             entry.shown = 0
             entry.uses_below = 0
-            pending[key] = entry
-            entries.append(entry)
+            append(entry)
+        self.pending.update(zip(keys, entries, strict=True))
         return entries
 
     def commit(self, entries: Sequence[BlockEntry]) -> None:
-        """Publish pending blocks whose bytes are complete; a writer's pin ends."""
+        """Publish pending blocks whose bytes are complete; one event a level."""
+        ready, pending = self.ready, self.pending
         for entry in entries:
-            del self.pending[entry.key]
+            key = entry.key
+            del pending[key]
             entry.pin_count = 0
-        self.publish(entries)
-
-    def publish(self, entries: Sequence[BlockEntry]) -> None:
-        """Make entries that are pending no more ready; one event a level."""
-        ready = self.ready
-        for entry in entries:
             entry.state = READY
-            ready[entry.key] = entry
+            ready[key] = entry
         for level, group in self._by_level(entries):
             keys = [entry.key for entry in group]
             self.policy.insert(keys, level.number)
             self._arrive(level, group)
             self.count("stored", keys)
             self._emit(EventKind.STORED, keys, level)
-        self.signal()
+        self.changed.fire()
 
     def abort(self, entries: Sequence[BlockEntry]) -> None:
         """Give up pending blocks, and the slots they have."""
@@ -317,14 +313,14 @@ class Index:
             entry.pin_count = 0
             if entry.slot >= 0:
                 self.levels[entry.level].slots.give_back([entry.slot])
-        self.signal()
+        self.changed.fire()
 
     def restore(self, level: Level, found: Sequence[tuple[Key, int, int]]) -> None:
         """Take over (key, slot, size) of what a persistent tier found, coldest first."""
         keys = [key for key, _, _ in found]
         for key in keys:
             if isinstance(key, tuple):
-                self.counters.setdefault(key[0], Counter())
+                self.counters.setdefault(key[0], new_counters())
         entries = self.reserve(keys, [size for _, _, size in found])
         for entry, (_, slot, _) in zip(entries, found, strict=True):
             del self.pending[entry.key]
@@ -368,6 +364,22 @@ class Index:
             for number, place in enumerate(placed)
         ]
 
+    def take_now(self, number: int, count: int, evicted: list[Key]) -> list[int]:
+        """Get up to `count` slots of a level without moving a byte.
+
+        Free ones first, then those of clean copies, then in the last level those of the coldest
+        blocks, whose keys are appended to `evicted`.
+        """
+        level = self.levels[number]
+        slots = level.slots.take(count)
+        if len(slots) < count and level.copies:
+            slots += self._take_copies(level, count - len(slots))
+        if len(slots) < count and number + 1 == len(self.levels):
+            victims = self.policy.victims(number, count - len(slots), self.pinned)
+            evicted += victims
+            slots += self._evict(level, victims)
+        return slots
+
     def make_room(
         self, number: int, count: int, moves: list[Move], evicted: list[Key]
     ) -> list[Grant]:
@@ -378,18 +390,10 @@ class Index:
         `evicted`).
         """
         level = self.levels[number]
-        grants = [Grant(slot) for slot in level.slots.take(count)]
-        missing = count - len(grants)
-        if missing and level.copies:
-            slots = self._take_copies(level, missing)
-            grants += [Grant(slot) for slot in slots]
-            missing -= len(slots)
-        if not missing:
+        grants = [Grant(slot) for slot in self.take_now(number, count, evicted)]
+        if len(grants) == count or number + 1 == len(self.levels):
             return grants
-        victims = self.policy.victims(number, missing, self.pinned)
-        if number + 1 == len(self.levels):
-            evicted += victims
-            return grants + [Grant(slot) for slot in self._evict(level, victims)]
+        victims = self.policy.victims(number, count - len(grants), self.pinned)
         down: list[BlockEntry] = []
         for key in victims:
             entry = self.ready[key]
@@ -440,14 +444,14 @@ class Index:
         else:
             stays = True
         move.done = not stays
-        self.signal()
+        self.changed.fire()
         return not (stays or written)
 
     def release(self, number: int, grants: Iterable[Grant]) -> None:
         """Give granted slots back that nobody took."""
         slots = [grant.slot for grant in grants if grant.usable]
         self.levels[number].slots.give_back(slots)
-        self.signal()
+        self.changed.fire()
 
     # Moving up, copies
 
@@ -502,7 +506,7 @@ class Index:
             keys = [entry.key for entry in group]
             level.free(self._remove(level, keys), keys)
             self._emit(EventKind.REMOVED, keys, level)
-        self.signal()
+        self.changed.fire()
 
     def condemn(self, entry: BlockEntry) -> None:
         """Remove a pinned block whose bytes are bad; its slots are free with the last pin."""
@@ -597,13 +601,13 @@ class Index:
 
     def _arrive(self, level: Level, entries: Sequence[BlockEntry]) -> None:
         level.blocks += len(entries)
-        level.bytes += sum([entry.size for entry in entries])
+        level.bytes += sum(map(_SIZE, entries))
         if len(self.counters) > 1:
             self._count_usage(level, entries, 1)
 
     def _depart(self, level: Level, entries: Sequence[BlockEntry]) -> None:
         level.blocks -= len(entries)
-        level.bytes -= sum([entry.size for entry in entries])
+        level.bytes -= sum(map(_SIZE, entries))
         if len(self.counters) > 1:
             self._count_usage(level, entries, -1)
 
@@ -624,14 +628,13 @@ class Index:
         return slots
 
     def _remove(self, level: Level, keys: Sequence[Key]) -> list[int]:
-        pop = self.ready.pop
-        entries = [pop(key) for key in keys]
+        entries = list(map(self.ready.pop, keys))
         self.policy.remove(keys, level.number)
         self._depart(level, entries)
-        for entry in entries:
-            entry.state = ABSENT
-            if entry.copies:
-                self._give_copies_back(entry)
+        if level.number + 1 < len(self.levels):
+            for entry in entries:
+                if entry.copies:
+                    self._give_copies_back(entry)
         self.count("evictions", keys)
         if self.prefetched:
             wasted = self.prefetched.intersection(keys)
@@ -642,7 +645,7 @@ class Index:
     def _give_slots_back(self, entry: BlockEntry) -> None:
         self.levels[entry.level].free([entry.slot], [entry.key])
         self._give_copies_back(entry)
-        self.signal()
+        self.changed.fire()
 
     def _give_copies_back(self, entry: BlockEntry) -> None:
         for number, slot in (entry.copies or {}).items():

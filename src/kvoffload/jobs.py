@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Awaitable, Callable
-from typing import Generic, TypeVar
+from collections.abc import Awaitable, Callable, Coroutine
+from typing import Any, Generic, TypeVar
 
 import anyio
-import anyio.abc
 
 from .errors import ClosedError
 
@@ -59,8 +58,8 @@ class Job(Generic[T]):
 class Jobs:
     """Runs jobs in the manager's task group and knows how many are under way."""
 
-    def __init__(self, tasks: anyio.abc.TaskGroup) -> None:
-        self._tasks = tasks
+    def __init__(self, start: Callable[[Callable[[], Coroutine[Any, Any, None]]], object]) -> None:
+        self._start = start
         self._running = 0
         self._idle = anyio.Event()
         self._idle.set()
@@ -76,7 +75,7 @@ class Jobs:
         if not self._running:
             self._idle = anyio.Event()
         self._running += 1
-        self._tasks.start_soon(self._run, job, work)
+        self._start(lambda: self._run(job, work))
         return job
 
     async def drain(self) -> None:

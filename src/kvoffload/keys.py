@@ -103,6 +103,12 @@ def check_key_lengths(block_hashes: Sequence[BlockHash], namespace: str) -> None
         ConfigError: The key would be longer than `MAX_KEY_BYTES`.
     """
     room = MAX_KEY_BYTES - len(encode_key("", namespace))
+    try:
+        # A character has at most four bytes, so this settles nearly every call in one pass in C.
+        if 4 * max(map(len, block_hashes), default=0) <= room:  # type: ignore[arg-type]  # see below
+            return
+    except TypeError:
+        pass  # an int has no length
     for block_hash in block_hashes:
         length = len(block_hash) if type(block_hash) is bytes else len(_hash_bytes(block_hash))
         if length > room:

@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Awaitable, Callable, Sequence
+import os
+import weakref
+from collections.abc import Awaitable, Callable, Coroutine, Sequence
 from enum import Enum
+from threading import get_ident
+from typing import Any
 
 import anyio
-import anyio.abc
 
 from .errors import ClosedError, OffloadError, WrongLoopError
 from .jobs import Jobs
@@ -25,18 +28,58 @@ class Phase(Enum):
     CLOSED = "closed"
 
 
+class Tasks:
+    """The manager's own task group; it awaits every task that it starts.
+
+    On asyncio's task group and not anyio's, for that one leaves a cancel scope open in whoever
+    enters the manager: managers would have to be left in the reverse order, by the very task that
+    entered them, which an async test fixture, for one, can't promise.
+    """
+
+    def __init__(self) -> None:
+        self._group = asyncio.TaskGroup()
+        self._running: set[asyncio.Task[None]] = set()
+
+    async def open(self) -> None:
+        """Get ready to start tasks."""
+        await self._group.__aenter__()
+
+    def start(self, work: Callable[[], Coroutine[Any, Any, None]]) -> asyncio.Task[None]:
+        """Start a task."""
+        task = self._group.create_task(_guard(work))
+        self._running.add(task)
+        task.add_done_callback(self._running.discard)
+        return task
+
+    async def close(self) -> None:
+        """Cancel what still runs and wait for its end. Cancelled, it waits nevertheless."""
+        for task in self._running:
+            task.cancel()
+        await self._group.__aexit__(None, None, None)
+
+
+async def _guard(work: Callable[[], Coroutine[Any, Any, None]]) -> None:
+    try:
+        await work()
+    except Exception:
+        # In a task group this would cancel whoever entered the manager.
+        log.exception("a background task of the manager failed")
+
+
 class Lifecycle:
     """Binds a manager to one event loop, owns its tasks, and ends them in a bounded time."""
 
     def __init__(self, name: str) -> None:
         self._name = name
         self.phase = Phase.NEW
-        # What the running loop is compared with: no loop while closed, so that one comparison
-        # tells a wrong loop, thread or process and a closed manager alike.
-        self._loop: asyncio.AbstractEventLoop | object = self
+        # Asking for the running loop costs a system call on Python 3.11. The same told cheaply: a
+        # thread runs one loop at a time, so on the owner's thread, while the owner's loop runs,
+        # the running loop is the owner's. While not open, no thread is the right one.
+        self._thread = NO_THREAD
+        self._runs: Callable[[], bool] = bool
         self._owner: asyncio.AbstractEventLoop | None = None
-        self._tasks: anyio.abc.TaskGroup | None = None
-        self._background: list[anyio.CancelScope] = []
+        self._tasks: Tasks | None = None
+        self._background: list[asyncio.Task[None]] = []
 
     def check(self) -> None:
         """Refuse use while not open, or from elsewhere than the loop it was opened on.
@@ -45,7 +88,7 @@ class Lifecycle:
             ClosedError: Before open or after close.
             WrongLoopError: From another loop, thread or process.
         """
-        if asyncio._get_running_loop() is not self._loop:
+        if get_ident() != self._thread or not self._runs():
             raise self._refusal()
 
     async def open(self) -> Jobs:
@@ -59,24 +102,23 @@ class Lifecycle:
                 f"{self._name} is {self.phase.value} and opens only once: make a new one"
             )
         self._owner = asyncio.get_running_loop()
-        self._tasks = anyio.create_task_group()
-        await self._tasks.__aenter__()
+        self._runs = self._owner.is_running
+        self._tasks = Tasks()
+        await self._tasks.open()
         self.phase = Phase.CLOSING  # until the tiers are open, nothing but close is allowed
-        return Jobs(self._tasks)
+        return Jobs(self._tasks.start)
 
     def opened(self) -> None:
         """Let callers in."""
         self.phase = Phase.OPEN
-        self._loop = self._owner or self
+        self._thread = get_ident()
+        _OPEN.add(self)
 
-    def start(self, *loops: Callable[[], Awaitable[None]]) -> None:
+    def start(self, *loops: Callable[[], Coroutine[Any, Any, None]]) -> None:
         """Start background tasks, which are the first to end when the manager closes."""
         if self._tasks is None:
             raise RuntimeError("not open")
-        for loop in loops:
-            scope = anyio.CancelScope()
-            self._background.append(scope)
-            self._tasks.start_soon(_run_within, scope, loop)
+        self._background += [self._tasks.start(loop) for loop in loops]
 
     async def close(self, steps: Sequence[Callable[[], Awaitable[None]]], timeout_s: float) -> None:
         """Refuse new work, take the steps in turn, and end every task; idempotent.
@@ -98,24 +140,24 @@ class Lifecycle:
             raise RuntimeError("not open")
         self._tasks = None
         self.phase = Phase.CLOSING
-        self._loop = self
-        for scope in self._background:
-            scope.cancel()
+        self._thread = NO_THREAD
+        _OPEN.discard(self)
+        for task in self._background:
+            task.cancel()
         closing = Closing(steps, timeout_s)
+        tasks.start(closing.run)
         cancelled: asyncio.CancelledError | None = None
+        # A scope's shield would not hold against task.cancel(); waiting on does.
         with anyio.CancelScope(shield=True):
-            tasks.start_soon(closing.run)
-            # A scope's shield does not hold against task.cancel(); waiting on does.
             while not closing.done.is_set():
                 try:
                     await closing.done.wait()
                 except asyncio.CancelledError as exc:
                     cancelled = exc
-        tasks.cancel_scope.cancel()
-        try:
-            await tasks.__aexit__(None, None, None)
-        except asyncio.CancelledError as exc:
-            cancelled = exc
+            try:
+                await tasks.close()
+            except asyncio.CancelledError as exc:
+                cancelled = exc
         self.phase = Phase.CLOSED
         if cancelled is not None:
             raise cancelled
@@ -132,9 +174,18 @@ class Lifecycle:
         return ClosedError(f"{self._name} is {self.phase.value}: use it inside `async with`")
 
 
-async def _run_within(scope: anyio.CancelScope, loop: Callable[[], Awaitable[None]]) -> None:
-    with scope:
-        await loop()
+NO_THREAD = -1
+_OPEN: weakref.WeakSet[Lifecycle] = weakref.WeakSet()
+
+
+def _forked() -> None:
+    """In a forked child, a manager is its parent's: its threads and its locks are there."""
+    for lifecycle in tuple(_OPEN):
+        lifecycle._thread = NO_THREAD
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_forked)
 
 
 class Closing:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 
 from .types import Medium
 
@@ -86,3 +86,22 @@ class ManagerStats:
     prefetch_wasted: int = 0
     prefetch_dropped: int = 0
     tiers: Mapping[str, TierStats] = field(default_factory=dict)
+
+
+TIER_COUNTERS = (
+    "blocks_read",
+    "blocks_written",
+    "bytes_read",
+    "bytes_written",
+    "hits",
+    "errors",
+    "queue_depth",
+)
+"""Fields of `TierStats` that are counted; the others are derived from the index."""
+
+_DERIVED = ("pending", "pinned", "tiers")
+
+
+def new_counters() -> dict[str, int]:
+    """Return zeroed counters for the fields of `ManagerStats` that are counted."""
+    return {each.name: 0 for each in fields(ManagerStats) if each.name not in _DERIVED}

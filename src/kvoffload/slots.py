@@ -15,12 +15,13 @@ class Slots:
     free + in use + retired = capacity, always.
     """
 
-    __slots__ = ("_free", "_gone", "_held", "_retired", "_watches", "capacity")
+    __slots__ = ("_free", "_fresh", "_gone", "_held", "_retired", "_watches", "capacity")
 
     def __init__(self, capacity: int) -> None:
         self.capacity = capacity
-        # Taken from the end, so that a batch gets neighbours in ascending order.
-        self._free = list(range(capacity - 1, -1, -1))
+        self._fresh = 0  # slots from here on were never taken, and cost nothing yet
+        # Given back and taken from the end, so that a batch gets neighbours in ascending order.
+        self._free: list[int] = []
         self._held: dict[int, int] = {}
         self._retired: set[int] = set()
         self._watches: dict[weakref.ref[ByteArray], int] = {}
@@ -32,7 +33,7 @@ class Slots:
         """Slots that can be taken."""
         if self._gone:
             self._collect()
-        return len(self._free)
+        return len(self._free) + self.capacity - self._fresh
 
     @property
     def retired(self) -> int:
@@ -55,11 +56,19 @@ class Slots:
         taken = free[start:]
         del free[start:]
         taken.reverse()
+        if len(taken) < count and self._fresh < self.capacity:
+            first = self._fresh
+            self._fresh = min(self.capacity, first + count - len(taken))
+            taken += range(first, self._fresh)
         return taken
 
     def take_these(self, slots: Iterable[int]) -> list[int]:
         """Take those of these very slots that are free; return them."""
         wanted = set(slots)
+        last = max(wanted, default=-1)
+        if last >= self._fresh:
+            self._free[:0] = range(last, self._fresh - 1, -1)
+            self._fresh = last + 1
         taken = [slot for slot in self._free if slot in wanted]
         self._free = [slot for slot in self._free if slot not in wanted]
         return taken

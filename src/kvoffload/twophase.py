@@ -49,13 +49,8 @@ class TwoPhase:
 
     def reserved(self, keys: Sequence[Key]) -> list[BlockEntry]:
         """Return those of the keys that a `prepare_store` reserved."""
-        pending = self._index.pending
-        found: list[BlockEntry] = []
-        for key in keys:
-            entry = pending.get(key)
-            if entry is not None and not entry.pin_count:
-                found.append(entry)
-        return found
+        found = map(self._index.pending.get, dict.fromkeys(keys))
+        return [entry for entry in found if entry is not None and not entry.pin_count]
 
     def watch(self) -> None:
         """Note that something was prepared, so that its time runs."""

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-from collections import Counter
 from collections.abc import AsyncIterator, Iterable, Sequence
 from contextlib import AbstractAsyncContextManager
 from types import TracebackType
@@ -16,7 +15,7 @@ from ..events import OffloadingEvent
 from ..index import BlockEntry
 from ..keys import check_hashes, check_key_lengths, check_namespace
 from ..lease import LeaseScope
-from ..metrics import ManagerStats
+from ..metrics import ManagerStats, new_counters
 from ..payloads import check_payloads, check_sizes
 from ..request import RequestScope
 from ..twophase import Spec
@@ -57,7 +56,8 @@ class Contract:
         self._core = core
         # None is the manager's own namespace, whose keys are the bare hashes.
         self._namespace = namespace
-        core.index.counters.setdefault(namespace, Counter())
+        core.index.counters.setdefault(namespace, new_counters())
+        self._check = core.check
         self._counters = core.index.counters[namespace]
         self._sees_all = namespace is None
 
@@ -71,12 +71,13 @@ class Contract:
         Raises:
             TypeError: A hash is no `bytes`, `str` or `int`.
         """
-        self._core.check()
+        self._check()
         keys = self._keys(check_hashes(block_hashes))
         hit = self._core.index.prefix_hit(keys)
         counters = self._counters
         counters["hits"] += hit
-        counters["misses"] += len(keys) - hit
+        if hit < len(keys):
+            counters["misses"] += len(keys) - hit
         return hit
 
     def locate(self, block_hashes: Sequence[BlockHash]) -> list[BlockLocation]:
@@ -300,7 +301,7 @@ class Contract:
                 index.unpin(held)
         if reserved is None:
             return None
-        to_store = tuple(new) if self._sees_all else tuple(self._to_hashes(new))  # type: ignore[arg-type]  # own keys are bare hashes
+        to_store = tuple(self._to_hashes(new))
         spec = Spec(to_store, reserved.stored, index, core.two_phase, writable=True)
         evicted = reserved.evicted
         return PrepareStoreOutput(to_store, spec, tuple(self._to_hashes(evicted)))
@@ -366,6 +367,8 @@ class Contract:
 
     def _to_hashes(self, keys: Iterable[Key]) -> list[BlockHash]:
         """Return the hashes of those keys that are of this namespace."""
+        if len(self._core.index.counters) == 1:
+            return list(keys)  # type: ignore[arg-type]  # no namespace but the manager's own
         if self._namespace is None:
             return [key for key in keys if not isinstance(key, tuple)]
         return [key[1] for key in keys if isinstance(key, tuple) and key[0] == self._namespace]

@@ -66,14 +66,13 @@ class Storing:
         """Reserve slots of the hottest tier where that takes no I/O; `None` if it takes some."""
         level = self._index.levels[0]
         count = len(keys)
-        free = level.slots.free + len(level.copies)
-        if count > free and len(self._index.levels) > 1:
+        if len(self._index.levels) > 1 and count > level.slots.free + len(level.copies):
             return None
         outcome = Stored()
-        grants = self._index.make_room(0, count, [], outcome.evicted)
+        slots = self._index.take_now(0, count, outcome.evicted)
         outcome.stored = self._index.reserve(keys, sizes)
-        for entry, grant in zip(outcome.stored, grants, strict=True):
-            entry.slot = grant.slot
+        for entry, slot in zip(outcome.stored, slots, strict=True):
+            entry.slot = slot
         return outcome
 
     async def reserve(self, keys: Sequence[Key], sizes: Sequence[int]) -> Stored | None:

@@ -109,7 +109,11 @@ class WeightedPolicy:
         if not self.frequency_weight:
             queues[0].push(keys)
             return
-        past = _UNUSED._replace(last_use=self._now)
+        past = _Past(0, self._now, NEW)
+        if self._ghosts.keys().isdisjoint(keys) and self._old_ghosts.keys().isdisjoint(keys):
+            self._resident.update(dict.fromkeys(keys, past))
+            queues[NEW].push(keys)
+            return
         for key in reversed(keys):
             known = self._ghosts.pop(key, None) or self._old_ghosts.pop(key, None) or past
             self._resident[key] = known
@@ -121,11 +125,14 @@ class WeightedPolicy:
         if not self.frequency_weight:
             queues[0].discard(keys)
             return
-        for key in keys:
-            past = self._resident.pop(key)
-            queues[past.use_class].discard((key,))
-            if past.uses:
-                self._ghosts[key] = past
+        pasts = list(map(self._resident.pop, keys))
+        # Blocks used alike share a record, so there are few different ones to look at.
+        alike = bool(pasts) and pasts.count(pasts[0]) == len(pasts)
+        records = pasts[:1] if alike else {id(past): past for past in pasts}.values()
+        for use_class in {past.use_class for past in records}:
+            queues[use_class].discard(keys)
+        if any(past.uses for past in records):
+            self._ghosts.update(zip(keys, pasts, strict=True))
         if len(self._ghosts) > self._max_ghosts:
             self._old_ghosts = self._ghosts
             self._ghosts = {}
@@ -171,29 +178,27 @@ class WeightedPolicy:
         queues = self._levels[level]
         if not self.frequency_weight:
             return queues[0].coldest(count, pinned)
+        offers = [
+            (use_class, offer)
+            for use_class, queue in enumerate(queues)
+            if len(queue) and (offer := queue.coldest(count, pinned))
+        ]
+        if len(offers) == 1:
+            return offers[0][1]
         # Of equal scores the lower class goes first: along a chain the count never rises.
-        heads: list[tuple[float, int, int]] = []
-        offers = [queue.coldest(count, pinned) if len(queue) else [] for queue in queues]
-        for use_class, offer in enumerate(offers):
-            if offer:
-                heads.append((self._score(offer[0]), use_class, 0))
+        heads = [(self._score(offer[0]), use_class, 0, offer) for use_class, offer in offers]
         chosen: list[Key] = []
         while heads and len(chosen) < count:
-            heads.sort()
-            _, use_class, start = heads.pop(0)
-            offer = offers[use_class]
-            limit = heads[0] if heads else (math.inf, 0, 0)
+            heads.sort(key=_by_score)
+            _, use_class, start, offer = heads.pop(0)
+            limit = _by_score(heads[0]) if heads else (math.inf, 0)
             end = start
-            while (
-                end < len(offer)
-                and len(chosen) < count
-                and (self._score(offer[end]), use_class, end) < limit
-            ):
-                chosen.append(offer[end])
+            while end < len(offer) and (self._score(offer[end]), use_class) < limit:
                 end += 1
+            chosen += offer[start:end]
             if end < len(offer):
-                heads.append((self._score(offer[end]), use_class, end))
-        return chosen
+                heads.append((self._score(offer[end]), use_class, end, offer))
+        return chosen[:count]
 
     def unpinned(self, keys: Sequence[Key]) -> None:
         """Offer these again."""
@@ -230,3 +235,7 @@ class WeightedPolicy:
         self._bonus = [self.frequency_weight * tau * (logit - logits[NEW]) for logit in logits]
         self._born = [DECAY * born for born in self._born]
         self._reused = [DECAY * reused for reused in self._reused]
+
+
+def _by_score(head: tuple[float, int, int, list[Key]]) -> tuple[float, int]:
+    return head[:2]

@@ -1,0 +1,28 @@
+"""Waking tasks that wait for a change, free of cost while none waits."""
+
+from __future__ import annotations
+
+import asyncio
+
+
+class Signal:
+    """Wakes everyone who waits at the moment that it is fired."""
+
+    __slots__ = ("_waiters",)
+
+    def __init__(self) -> None:
+        self._waiters: list[asyncio.Future[None]] = []
+
+    def fire(self) -> None:
+        """Wake who waits now."""
+        if self._waiters:
+            waiters, self._waiters = self._waiters, []
+            for waiter in waiters:
+                if not waiter.done():
+                    waiter.set_result(None)
+
+    async def wait(self) -> None:
+        """Wait until the next time it is fired."""
+        waiter = asyncio.get_running_loop().create_future()
+        self._waiters.append(waiter)
+        await waiter
