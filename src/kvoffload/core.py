@@ -165,7 +165,7 @@ class Core:
         held = [index.ready[key] for key in outcome.present if key in index.ready]
         index.pin(held)
         try:
-            stored = await self.storing.store(new, [bytes_of[key] for key in new])
+            stored = await self.storing.store(new, [bytes_of[key] for key in new], len(held))
         finally:
             index.unpin(held)
         taken = {entry.key for entry in stored.stored}

@@ -332,11 +332,11 @@ class Index:
 
     # Making room
 
-    def place(self, keys: Sequence[Key]) -> list[int | RejectReason]:
+    def place(self, keys: Sequence[Key], held: int = 0) -> list[int | RejectReason]:
         """Return the level for each block of a new chain, head hottest, or why there is none.
 
         Room is counted before anything gives way, so that blocks of the chain come before what
-        they push down.
+        they push down. `held` blocks that are there already belong to the same call.
         """
         placed: list[int | RejectReason] = [RejectReason.FULL] * len(keys)
         waiting: Sequence[int] = range(len(keys))
@@ -360,7 +360,9 @@ class Index:
                 placed[number] = RejectReason.NOT_ADMITTED if declined else RejectReason.PINNED
             waiting = left
         return [
-            RejectReason.FULL if place is RejectReason.PINNED and number >= capacity else place
+            RejectReason.FULL
+            if place is RejectReason.PINNED and held + number >= capacity
+            else place
             for number, place in enumerate(placed)
         ]
 
@@ -624,6 +626,7 @@ class Index:
             return []
         slots = self._remove(level, keys)
         level.leave(slots, keys)
+        self.count("evictions", keys)
         self._emit(EventKind.REMOVED, keys, level)
         return slots
 
@@ -635,7 +638,6 @@ class Index:
             for entry in entries:
                 if entry.copies:
                     self._give_copies_back(entry)
-        self.count("evictions", keys)
         if self.prefetched:
             wasted = self.prefetched.intersection(keys)
             self.prefetched -= wasted

@@ -8,6 +8,7 @@ from collections.abc import Iterable, Sequence
 import numpy as np
 from numpy.typing import NDArray
 
+from .checks import check_count
 from .errors import ConfigError
 from .types import BlockHash
 
@@ -44,8 +45,7 @@ def hash_blocks(
     Raises:
         ConfigError: `block_tokens` is less than 1, or a token id is no 64-bit integer.
     """
-    if type(block_tokens) is not int or block_tokens < 1:
-        raise ConfigError(f"block_tokens must be an integer of at least 1, not {block_tokens!r}")
+    check_count("block_tokens", block_tokens)
     count = len(token_ids) // block_tokens
     try:
         tokens = np.asarray(token_ids)

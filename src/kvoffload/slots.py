@@ -24,7 +24,8 @@ class Slots:
         self._free: list[int] = []
         self._held: dict[int, int] = {}
         self._retired: set[int] = set()
-        self._watches: dict[weakref.ref[ByteArray], int] = {}
+        # By the reference's own identity: its hash would be that of the array, which has none.
+        self._watches: dict[int, tuple[weakref.ref[ByteArray], int]] = {}
         # Views die on any thread; the loop's thread collects what they leave here.
         self._gone: deque[weakref.ref[ByteArray]] = deque()
 
@@ -89,11 +90,12 @@ class Slots:
     def hold(self, slot: int, exporter: ByteArray) -> None:
         """Keep a slot out of reuse until `exporter`, whose memory it is, is gone."""
         self._held[slot] = self._held.get(slot, 0) + 1
-        self._watches[weakref.ref(exporter, self._gone.append)] = slot
+        watch = weakref.ref(exporter, self._gone.append)
+        self._watches[id(watch)] = (watch, slot)
 
     def _collect(self) -> None:
         while self._gone:
-            slot = self._watches.pop(self._gone.popleft())
+            _, slot = self._watches.pop(id(self._gone.popleft()))
             self._held[slot] -= 1
             if not self._held[slot]:
                 del self._held[slot]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+from ..checks import check_count
 from ..keys import check_hashes
 from ..policy import make_policy
 from ..prefetch import Prefetcher
@@ -16,7 +17,6 @@ from .contract import (
     Manager,
     NamespaceView,
 )
-from .prefetching_lru_manager import check_lookahead
 
 
 class AsyncLRUManager(Manager):
@@ -59,7 +59,7 @@ class AsyncLRUManager(Manager):
         clock: Clock | None = None,
         close_timeout_s: float = CLOSE_TIMEOUT_S,
     ) -> None:
-        check_lookahead(prefetch_lookahead)
+        check_count("prefetch_lookahead", prefetch_lookahead)
         super().__init__(
             [tier for tier in (hot, warm, cold, remote) if tier is not None],
             make_policy(policy),

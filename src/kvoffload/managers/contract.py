@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import AsyncIterator, Iterable, Sequence
 from contextlib import AbstractAsyncContextManager
 from types import TracebackType
 from typing import TYPE_CHECKING, Self
 
+from ..checks import check_count, check_seconds
 from ..clock import SystemClock
 from ..core import Core, CoreOptions, Outcome
 from ..errors import ConfigError
@@ -153,7 +153,8 @@ class Contract:
             LoadTimeoutError: On entry: `timeout_s` passed; recompute.
             TierError: On entry: a tier could not read some.
         """
-        _check_seconds("timeout_s", timeout_s)
+        if timeout_s is not None:
+            check_seconds("timeout_s", timeout_s)
         hashes = check_hashes(block_hashes)
         return LeaseScope(self._core, self._keys(hashes), hashes, timeout_s, count_use=True)
 
@@ -170,9 +171,7 @@ class Contract:
             TypeError: A hash is no `bytes`, `str` or `int`.
             ConfigError: `wait_pending_s` is negative or not finite.
         """
-        if wait_pending_s is None:
-            raise ConfigError("wait_pending_s must be a number of seconds, not None")
-        _check_seconds("wait_pending_s", wait_pending_s)
+        check_seconds("wait_pending_s", wait_pending_s)
         hashes = check_hashes(block_hashes)
         self._check_key_lengths(hashes)
         return RequestScope(self._core, self._keys(hashes), hashes, wait_pending_s, self._to_result)
@@ -204,22 +203,21 @@ class Contract:
         """
         core, index = self._core, self._core.index
         core.check()
-        if (block_hashes is None) == (num_blocks is None):
-            raise ConfigError("evict takes either block_hashes or num_blocks=")
         keys: list[Key] | None = None
-        if block_hashes is not None:
+        if block_hashes is not None and num_blocks is None:
             keys = list(dict.fromkeys(self._keys(check_hashes(block_hashes))))
             await self._wait_for_moves(keys)
             found = [index.ready[key] for key in keys if key in index.ready]
             entries = [entry for entry in found if not entry.pin_count]
-        else:
-            if isinstance(num_blocks, bool) or not isinstance(num_blocks, int) or num_blocks < 0:
-                raise ConfigError(f"num_blocks must be an integer of at least 0, not {num_blocks}")
+        elif block_hashes is None and num_blocks is not None:
+            check_count("num_blocks", num_blocks, least=0)
             entries = index.coldest(num_blocks, self._namespace, everywhere=self._sees_all)
             while len(entries) < num_blocks and core.storing.moving:
                 await index.changed.wait()
                 core.check()
                 entries = index.coldest(num_blocks, self._namespace, everywhere=self._sees_all)
+        else:
+            raise ConfigError("evict takes either block_hashes or num_blocks=")
         index.drop(entries)
         await core.durability.erase(keys or [entry.key for entry in entries])
         return [entry.block_hash for entry in entries]
@@ -415,20 +413,11 @@ class Manager(Contract):
         promote_threshold: int | None = None,
         close_timeout_s: float = CLOSE_TIMEOUT_S,
     ) -> None:
-        if isinstance(staging_bytes, bool) or not isinstance(staging_bytes, int):
-            raise ConfigError(f"staging_bytes must be an integer, not {staging_bytes!r}")
-        if staging_bytes < 0:
-            raise ConfigError(f"staging_bytes must be at least 0, not {staging_bytes}")
-        _check_seconds("reservation_ttl_s", reservation_ttl_s, positive=True)
-        _check_seconds("close_timeout_s", close_timeout_s, positive=True)
-        if promote_threshold is not None and (
-            isinstance(promote_threshold, bool)
-            or not isinstance(promote_threshold, int)
-            or promote_threshold < 1
-        ):
-            raise ConfigError(
-                f"promote_threshold must be an integer of at least 1, not {promote_threshold!r}"
-            )
+        check_count("staging_bytes", staging_bytes, least=0)
+        check_seconds("reservation_ttl_s", reservation_ttl_s, positive=True)
+        check_seconds("close_timeout_s", close_timeout_s, positive=True)
+        if promote_threshold is not None:
+            check_count("promote_threshold", promote_threshold)
         options = CoreOptions(
             clock=SystemClock() if clock is None else clock,
             namespace=namespace,
@@ -502,13 +491,3 @@ class NamespaceView(Contract):
 
     def __repr__(self) -> str:
         return f"<NamespaceView {self._name!r}>"
-
-
-def _check_seconds(setting: str, value: float | None, *, positive: bool = False) -> None:
-    if value is None:
-        return
-    if isinstance(value, bool) or not isinstance(value, int | float) or math.isnan(value):
-        raise ConfigError(f"{setting} must be a number of seconds, not {value!r}")
-    if value < 0 or (positive and not value) or math.isinf(value):
-        least = "more than 0" if positive else "at least 0"
-        raise ConfigError(f"{setting} must be finite and {least} seconds, not {value!r}")

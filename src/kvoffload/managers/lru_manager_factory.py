@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from ..checks import check_count
 from ..config import ManagerSettings
-from ..errors import ConfigError
 from ..tiers.disk import DiskTier
 from ..tiers.memory import MemoryTier
 from ..types import BlockSource, OffloadingManager
@@ -32,7 +32,7 @@ class LRUManagerFactory:
         Raises:
             ConfigError: A number is no positive integer.
         """
-        _check_tokens(block_tokens)
+        check_count("block_tokens", block_tokens)
         return LRUOffloadManager(MemoryTier(num_blocks, block_bytes))
 
     @staticmethod
@@ -48,7 +48,7 @@ class LRUManagerFactory:
         Raises:
             ConfigError: A number is no positive integer, or the weight is negative.
         """
-        _check_tokens(block_tokens)
+        check_count("block_tokens", block_tokens)
         return WeightedLRUManager(
             MemoryTier(num_blocks, block_bytes), frequency_weight=frequency_weight
         )
@@ -68,7 +68,7 @@ class LRUManagerFactory:
         Raises:
             ConfigError: A number is no positive integer.
         """
-        _check_tokens(block_tokens)
+        check_count("block_tokens", block_tokens)
         return TieredLRUManager(
             MemoryTier(hot_blocks, block_bytes, name="hot"),
             MemoryTier(warm_blocks, block_bytes, name="warm"),
@@ -89,7 +89,7 @@ class LRUManagerFactory:
         Raises:
             ConfigError: A number is no positive integer, or the source is none.
         """
-        _check_tokens(block_tokens)
+        check_count("block_tokens", block_tokens)
         return PrefetchingLRUManager(
             MemoryTier(num_blocks, block_bytes),
             source=source,
@@ -104,7 +104,7 @@ class LRUManagerFactory:
             ConfigError: A setting is wrong; says which and what is allowed.
         """
         settings = ManagerSettings() if settings is None else settings
-        _check_tokens(settings.block_tokens)
+        check_count("block_tokens", settings.block_tokens)
         size = settings.block_bytes
         warm = cold = None
         if settings.warm_blocks:
@@ -122,8 +122,3 @@ class LRUManagerFactory:
             staging_bytes=settings.staging_bytes,
             reservation_ttl_s=settings.reservation_ttl_s,
         )
-
-
-def _check_tokens(block_tokens: int) -> None:
-    if isinstance(block_tokens, bool) or not isinstance(block_tokens, int) or block_tokens < 1:
-        raise ConfigError(f"block_tokens must be an integer of at least 1, not {block_tokens!r}")

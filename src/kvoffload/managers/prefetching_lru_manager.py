@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import cast
 
+from ..checks import check_count
 from ..errors import ConfigError
 from ..keys import check_hashes
 from ..payloads import check_payloads
@@ -47,7 +48,7 @@ class PrefetchingLRUManager(Manager):
         clock: Clock | None = None,
         close_timeout_s: float = CLOSE_TIMEOUT_S,
     ) -> None:
-        check_lookahead(prefetch_lookahead)
+        check_count("prefetch_lookahead", prefetch_lookahead)
         if not (hasattr(source, "read") or hasattr(source, "load")):
             raise ConfigError(
                 f"source must have `async read(block_hash)` or be a manager, not {source!r}"
@@ -117,7 +118,7 @@ class PrefetchingLRUManager(Manager):
     async def _fetch_one(self, key: Key) -> bool:
         block_hash = cast(BlockHash, key)  # keys of the own namespace are bare hashes
         core = self._core
-        if hasattr(self._source, "read"):
+        if not hasattr(self._source, "load"):
             payload = await self._source.read(block_hash)
             data = check_payloads([payload], core.block_bytes)
             return bool((await core.store([key], data)).stored)
@@ -127,14 +128,3 @@ class PrefetchingLRUManager(Manager):
                 return bool((await core.store([key], data)).stored)
             finally:
                 data.clear()  # or it would outlive the lease
-
-
-def check_lookahead(prefetch_lookahead: int) -> None:
-    """Check the read-ahead.
-
-    Raises:
-        ConfigError: Not an integer of at least 1.
-    """
-    value = prefetch_lookahead
-    if isinstance(value, bool) or not isinstance(value, int) or value < 1:
-        raise ConfigError(f"prefetch_lookahead must be an integer of at least 1, not {value!r}")

@@ -117,7 +117,9 @@ class Durability:
         finally:
             index.unpin(entries)
             for number, (entry, slot) in enumerate(zip(entries, slots, strict=True)):
-                if number in written and index.ready.get(entry.key) is entry:
+                kept = number in written and index.ready.get(entry.key) is entry
+                # Another flush may have been faster.
+                if kept and level.number not in (entry.copies or {}):
                     index.add_copy(entry, level, slot)
                 else:
                     level.slots.give_back([slot])

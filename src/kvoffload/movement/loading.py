@@ -16,7 +16,7 @@ from ..errors import (
     TierUnavailableError,
 )
 from ..index import BlockEntry, Grant, Index, Move
-from ..jobs import Job, Jobs
+from ..jobs import Jobs
 from ..tiers.memory import INLINE_COPY_BYTES
 from ..types import BlockState, ByteArray, Key
 from ..views import Place, Staging
@@ -83,7 +83,7 @@ class Loading:
         if len(levels) == 1 and levels[0].tier.addressable:
             return True
         flights = self._flights
-        rising = [entry for entry in entries if entry.level and self._rises(entry)]
+        rising = [entry for entry in dict.fromkeys(entries) if entry.level and self._rises(entry)]
         if rising and not self._rise_now(rising):
             return False
         visible = [
@@ -154,16 +154,10 @@ class Loading:
     async def promote(self, entries: Sequence[BlockEntry]) -> None:
         """Bring blocks up into the hottest tier, as far as there is room; nobody waits for them.
 
-        Cancelled, the reads go on.
+        Cancelled, it goes on.
         """
-        landed = anyio.Event()
-        flights = [
-            self._open(entry, landed, users=0)
-            for entry in entries
-            if entry.level and not entry.shown and entry.key not in self._flights
-        ]
-        if flights:
-            await self._launch(flights, flights).result()
+        self._index.pin(entries)
+        await self._jobs.start(lambda _: self._promote(entries)).result()
 
     # Inside
 
@@ -194,17 +188,23 @@ class Loading:
             self.leave(mine)
             raise
         if fresh:
-            self._launch(fresh, [flight for flight in rising if flight.grant is None])
+            self._index.pin([flight.entry for flight in fresh])
+            rising = [flight for flight in rising if flight.grant is None]
+            self._jobs.start(lambda _: self._fly(fresh, rising))
         return mine
 
-    def _launch(self, flights: Sequence[Flight], rising: Sequence[Flight]) -> Job[None]:
-        self._index.pin([flight.entry for flight in flights])
-        return self._jobs.start(lambda _: self._fly(flights, rising))
-
     def _rises(self, entry: BlockEntry) -> bool:
-        """Whether a block is due for the hottest tier; not while others look at it."""
+        """Whether a block is due for the hottest tier."""
         threshold = self._promote_threshold
-        return bool(threshold and entry.level and entry.uses_below >= threshold and not entry.shown)
+        return bool(threshold and entry.uses_below >= threshold and self._may_rise(entry))
+
+    def _may_rise(self, entry: BlockEntry) -> bool:
+        """Whether the slot of a block can become that of a mere copy, which may give way.
+
+        Not while someone looks at it there, and not while a move down still reads it.
+        """
+        ready = entry.state is BlockState.READY
+        return ready and entry.level > 0 and not entry.shown and entry.move is None
 
     def _rise_now(self, entries: Sequence[BlockEntry]) -> bool:
         """Promote blocks at once, if it takes but a small copy in memory; say whether it was."""
@@ -246,7 +246,11 @@ class Loading:
         early = list(flights[len(buffers) :])
         for level in self._index.levels:
             if early and level.tier.addressable:
-                able = [flight for flight in early if flight.entry.level > level.number]
+                able = [
+                    flight
+                    for flight in early
+                    if flight.entry.level > level.number and self._may_rise(flight.entry)
+                ]
                 slots = level.slots.take(len(able))
                 for flight, slot in zip(able, slots, strict=False):
                     flight.grant = (level.number, Grant(slot))
@@ -262,35 +266,56 @@ class Loading:
 
     async def _fly(self, flights: Sequence[Flight], rising: Sequence[Flight]) -> None:
         try:
-            await self._find_slots(rising)
-            groups: dict[int, list[Flight]] = {}
-            for flight in flights:
-                if flight.staged is not None or flight.grant is not None:
-                    groups.setdefault(flight.entry.level, []).append(flight)
-                elif self._in_memory(flight):
-                    flight.error = None  # no room further up: it is seen where it is
-            for number, group in groups.items():
-                await self._read(number, group)
+            if rising:
+                grants = await self._room_above(len(rising))
+                for flight, grant in zip(rising, grants, strict=False):
+                    flight.grant = (0, grant)
+            await self._read_all(flights)
         except Exception:
             log.exception("reading %d blocks failed", len(flights))
             raise
         finally:
             self._land(flights)
 
-    async def _find_slots(self, rising: Sequence[Flight]) -> None:
+    async def _promote(self, entries: Sequence[BlockEntry]) -> None:
+        """Open flights for those blocks alone that there is room for, and nobody else fetches."""
+        flights: list[Flight] = []
+        try:
+            grants = await self._room_above(len(entries))
+            landed = anyio.Event()
+            for entry in entries:
+                if grants and self._may_rise(entry) and entry.key not in self._flights:
+                    flight = self._open(entry, landed, users=0)
+                    flight.grant = (0, grants.pop())
+                    flights.append(flight)
+            self._index.release(0, grants)
+            self._index.pin([flight.entry for flight in flights])
+            await self._read_all(flights)
+        finally:
+            self._land(flights)
+            self._index.unpin(entries)
+
+    async def _room_above(self, count: int) -> list[Grant]:
         """Get slots of the hottest tier for blocks on their way up, as far as there are any."""
-        if not rising:
-            return
         moves: list[Move] = []
-        grants = self._index.make_room(0, len(rising), moves, [])
+        grants = self._index.make_room(0, count, moves, [])
         await self._storing.run_moves(moves, [])
-        usable = [grant for grant in grants if grant.usable]
-        for flight, grant in zip(rising, usable, strict=False):
-            flight.grant = (0, grant)
-            if flight.staged is None and not self._index.levels[0].tier.addressable:
+        return [grant for grant in grants if grant.usable]
+
+    async def _read_all(self, flights: Sequence[Flight]) -> None:
+        hottest = self._index.levels[0].tier
+        groups: dict[int, list[Flight]] = {}
+        for flight in flights:
+            if flight.grant is not None and flight.staged is None and not hottest.addressable:
                 flight.staged = next(iter(self.staging.slots.take(1)), None)
                 if flight.staged is None:
                     self._give_grant_back(flight)
+            if flight.staged is not None or flight.grant is not None:
+                groups.setdefault(flight.entry.level, []).append(flight)
+            elif self._in_memory(flight):
+                flight.error = None  # no room further up: it is seen where it is
+        for number, group in groups.items():
+            await self._read(number, group)
 
     async def _read(self, number: int, flights: Sequence[Flight]) -> None:
         index, transfer = self._index, self._transfer
@@ -331,6 +356,8 @@ class Loading:
         """Publish a block that was read into a higher tier, or write it there."""
         entry = flight.entry
         level = self._index.levels[number]
+        if not self._may_rise(entry) and self._in_memory(flight):
+            return  # someone began to look at it, or it is moved, where it was
         if not level.tier.addressable:
             outcomes = await self._transfer.write(level, [grant.slot], [buffer], [entry.key])
             if outcomes[0] is not None:

@@ -45,20 +45,24 @@ class Storing:
         self._jobs = jobs
         self._moving = 0
 
-    async def store(self, keys: Sequence[Key], payloads: Sequence[ByteArray]) -> Stored:
+    async def store(
+        self, keys: Sequence[Key], payloads: Sequence[ByteArray], held: int = 0
+    ) -> Stored:
         """Store blocks that are neither ready nor pending, head of the chain first.
+
+        `held` blocks of the same call are there already, and pinned for as long.
 
         What is little and lies in memory is done at once. Else a job does it; the caller's
         cancellation makes the job give the blocks up, for nobody vouches for the buffers then.
         """
         outcome = Stored()
         entries = self._index.reserve(keys, [data.nbytes for data in payloads], pins=1)
-        plan = self._plan(entries, outcome.evicted)
+        plan = self._plan(entries, outcome.evicted, held)
         bytes_of = dict(zip(keys, payloads, strict=True))
         if self._is_instant(plan):
             self._apply_now(plan, bytes_of, outcome)
             return outcome
-        job = self._jobs.start(lambda job: self._apply(job, plan, bytes_of, outcome))
+        job = self._jobs.start(lambda job: self._apply(job, plan, bytes_of, outcome, held))
         await job.result()
         return outcome
 
@@ -130,11 +134,11 @@ class Storing:
 
     # Inside
 
-    def _plan(self, entries: Sequence[BlockEntry], evicted: list[Key]) -> Plan:
+    def _plan(self, entries: Sequence[BlockEntry], evicted: list[Key], held: int) -> Plan:
         plan = Plan()
         index = self._index
         wanted: dict[int, list[BlockEntry]] = {}
-        places = index.place([entry.key for entry in entries])
+        places = index.place([entry.key for entry in entries], held)
         for entry, place in zip(entries, places, strict=True):
             if isinstance(place, RejectReason):
                 plan.unplaced.append((entry, place))
@@ -175,11 +179,16 @@ class Storing:
         self._reject(plan.unplaced, outcome)
 
     async def _apply(
-        self, job: Job[None], plan: Plan, bytes_of: dict[Key, ByteArray], outcome: Stored
+        self,
+        job: Job[None],
+        plan: Plan,
+        bytes_of: dict[Key, ByteArray],
+        outcome: Stored,
+        held: int,
     ) -> None:
         todo = [entry for entry, _, _ in plan.granted] + [entry for entry, _ in plan.unplaced]
         try:
-            by_level = await self._settle(job, plan, outcome)
+            by_level = await self._settle(job, plan, outcome, held)
             for number, group in by_level.items():
                 await self._write(job, number, group, bytes_of, outcome)
         finally:
@@ -188,7 +197,7 @@ class Storing:
             self._index.abort(left)
 
     async def _settle(
-        self, job: Job[None], plan: Plan, outcome: Stored
+        self, job: Job[None], plan: Plan, outcome: Stored, held: int
     ) -> dict[int, list[BlockEntry]]:
         """Give each block of a plan its slot; what is called off or busy is planned again."""
         placed: dict[int, list[BlockEntry]] = {}
@@ -210,7 +219,7 @@ class Storing:
             if plan.unplaced:
                 await self._index.changed.wait()
             missed.sort(key=lambda entry: rank[entry.key])
-            plan = self._plan(missed, outcome.evicted)
+            plan = self._plan(missed, outcome.evicted, held)
 
     async def _write(
         self,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from ..checks import check_count
 from ..errors import ConfigError
 
 
@@ -11,8 +12,7 @@ def check_geometry(num_blocks: int, block_bytes: int, name: str) -> None:
     Raises:
         ConfigError: Says which is wrong, what was given and what is allowed.
     """
-    for setting, value in (("num_blocks", num_blocks), ("block_bytes", block_bytes)):
-        if isinstance(value, bool) or not isinstance(value, int) or value < 1:
-            raise ConfigError(f"{setting} must be an integer of at least 1, not {value!r}")
+    check_count("num_blocks", num_blocks)
+    check_count("block_bytes", block_bytes)
     if not isinstance(name, str) or not name:
         raise ConfigError(f"a tier's name must be a str that is not empty, not {name!r}")

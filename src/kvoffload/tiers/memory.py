@@ -56,9 +56,20 @@ class MemoryTier:
         return f"<MemoryTier {self.name!r} {self.num_blocks} x {self.block_bytes} bytes, {state}>"
 
     async def open(self) -> Sequence[StoredBlock]:
-        """Allocate the arena; memory keeps nothing, so nothing is found."""
+        """Allocate the arena; memory keeps nothing, so nothing is found.
+
+        Raises:
+            ConfigError: There is not enough memory.
+        """
         if self._arena is None:
-            self._arena = await asyncio.to_thread(_touched, self.num_blocks * self.block_bytes)
+            size = self.num_blocks * self.block_bytes
+            try:
+                self._arena = await asyncio.to_thread(_touched, size)
+            except MemoryError as exc:
+                raise ConfigError(
+                    f"tier {self.name!r}: this machine has no {size} bytes of memory for "
+                    f"{self.num_blocks} blocks of {self.block_bytes}: ask for fewer"
+                ) from exc
         return ()
 
     async def close(self, order: Sequence[int] = ()) -> None:

@@ -1,0 +1,292 @@
+"""The command `kvoffload replay`."""
+
+from __future__ import annotations
+
+import asyncio
+import math
+import os
+import re
+import shutil
+import sys
+from pathlib import Path
+from time import perf_counter
+from typing import TYPE_CHECKING, Annotated
+
+import anyio.to_thread
+import typer
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
+
+from .. import AsyncLRUManager, DiskTier, MemoryTier
+from ..errors import ConfigError
+from ..workload import Workload, chat_workload, read_trace
+from ..workload import replay as drive
+from .report import Result, Setup, as_json, as_tables, human_bytes
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from rich.progress import Task
+
+DEFAULT_COLD_BLOCKS = 16384
+DEFAULT_REQUESTS = 1000
+BOOKKEEPING_BYTES = 512
+"""Memory that a manager takes for each block that it knows, about; more than its share of an
+empty slot."""
+_UNITS = {
+    "": 1,
+    "B": 1,
+    **dict.fromkeys(("K", "KIB"), 1 << 10),
+    **dict.fromkeys(("M", "MIB"), 1 << 20),
+    **dict.fromkeys(("G", "GIB"), 1 << 30),
+    "KB": 10**3,
+    "MB": 10**6,
+    "GB": 10**9,
+}
+
+
+def replay(
+    trace: Annotated[
+        Path | None,
+        typer.Argument(
+            help="Trace to replay: JSON lines, plain or gzipped, each with `timestamp` "
+            "(ms), `hash_ids` and maybe `input_length` and "
+            "`output_length`. Without it, chat traffic is generated.",
+            show_default=False,
+        ),
+    ] = None,
+    policy: Annotated[
+        str, typer.Option(help="Order of eviction: `weighted` or `lru`.")
+    ] = "weighted",
+    hot: Annotated[int, typer.Option(min=1, help="Blocks of the hot tier, in memory.")] = 512,
+    warm: Annotated[
+        int, typer.Option(min=0, help="Blocks of the warm tier, in memory; 0: no warm tier.")
+    ] = 1024,
+    cold: Annotated[
+        Path | None,
+        typer.Option(
+            help="Directory of the cold tier, on disk; made if it is not there. Its blocks "
+            "**stay for the next run**. Without it there is no cold tier.",
+            show_default=False,
+        ),
+    ] = None,
+    cold_blocks: Annotated[
+        int | None,
+        typer.Option(
+            min=1,
+            help=f"Blocks of the cold tier; {DEFAULT_COLD_BLOCKS} by default.",
+            show_default=False,
+        ),
+    ] = None,
+    block_bytes: Annotated[
+        str,
+        typer.Option(
+            help="Bytes of a block: a number, or one with a unit (64KiB, 2MiB).", metavar="SIZE"
+        ),
+    ] = "64KiB",
+    concurrency: Annotated[
+        int, typer.Option(min=1, help="Requests under way at once, at most.")
+    ] = 8,
+    speed: Annotated[
+        float,
+        typer.Option(
+            min=0,
+            help="0: as fast as it goes; 1: at the arrival times of the trace; 2: twice as fast.",
+        ),
+    ] = 0.0,
+    requests: Annotated[
+        int | None,
+        typer.Option(
+            min=1,
+            help="Stop after so many requests; by default all of a trace, "
+            f"{DEFAULT_REQUESTS} of generated traffic.",
+            show_default=False,
+        ),
+    ] = None,
+    seed: Annotated[
+        int, typer.Option(help="Of generated traffic; equal seeds give equal requests.")
+    ] = 0,
+    uvloop: Annotated[
+        bool, typer.Option(help="Event loop: uvloop, or asyncio's own.")
+    ] = sys.platform != "win32",
+    json: Annotated[
+        bool, typer.Option("--json", help="Print the result as one JSON object.")
+    ] = False,
+) -> None:
+    """Replay requests against hot, warm and cold tiers, and check every byte that comes back.
+
+    Each request looks its chain of blocks up, loads the blocks that are there (each byte is
+    compared with what must be in it), and stores the rest. In the end it says how much was found
+    and how fast it was.
+
+    **Loop lag**: a task sleeps 1 ms over and over while the requests run; what it oversleeps
+    is how long a ready task waited for the event loop. The timer alone is good for about 0.1 ms.
+
+    **Exit status**: 0 fine; 1 a loaded byte was wrong; 2 a mistake in the arguments or an
+    unusable trace or directory; 130 interrupted.
+    """
+    if not math.isfinite(speed):
+        raise ConfigError(f"--speed must be 0 or a positive number, not {speed}")
+    setup = Setup(
+        policy=policy,
+        block_bytes=_parse_size(block_bytes),
+        hot=hot,
+        warm=warm,
+        cold=cold,
+        cold_blocks=cold_blocks or DEFAULT_COLD_BLOCKS,
+        concurrency=concurrency,
+        speed=speed,
+        uvloop=uvloop,
+    )
+    _check_room(setup)
+    errors = Console(stderr=True)
+    if cold is None and cold_blocks is not None:
+        errors.print(
+            "note: --cold-blocks means nothing without --cold", highlight=False, soft_wrap=True
+        )
+    if trace is None:
+        workload = chat_workload(requests or DEFAULT_REQUESTS, seed=seed)
+    else:
+        workload = read_trace(trace, limit=requests)
+    _show(_run(setup, workload, errors), errors, as_object=json)
+
+
+def _show(result: Result, errors: Console, *, as_object: bool) -> None:
+    if as_object:
+        sys.stdout.write(as_json(result) + "\n")
+    else:
+        console = Console()
+        for table in as_tables(result):
+            console.print(table)
+    if result.report.wrong_bytes:
+        errors.print(
+            f"kvoffload: {result.report.wrong_bytes} loaded bytes were not what was stored",
+            style="red",
+            highlight=False,
+            soft_wrap=True,
+        )
+        raise typer.Exit(1)
+
+
+def _run(setup: Setup, workload: Workload, errors: Console) -> Result:
+    loop_factory: Callable[[], asyncio.AbstractEventLoop] | None = None
+    if setup.uvloop:
+        try:
+            from uvloop import new_event_loop as loop_factory
+        except ModuleNotFoundError:
+            raise ConfigError("uvloop is not installed; use --no-uvloop") from None
+    # Twice a second is enough for people. Drawing holds the GIL for a millisecond or so, and more
+    # of it would show in the lag of the event loop.
+    progress = Progress(
+        TextColumn("{task.description}"),
+        BarColumn(),
+        MofNCompleteColumn(),
+        TimeElapsedColumn(),
+        console=errors,
+        refresh_per_second=2,
+        transient=True,
+        disable=not errors.is_terminal,
+    )
+    progress.add_task("replaying", total=len(workload.requests))
+    (task,) = progress.tasks
+    try:
+        with progress, asyncio.Runner(loop_factory=loop_factory) as runner:
+            return runner.run(_replay(setup, workload, errors, task))
+    except KeyboardInterrupt:
+        errors.print(
+            f"interrupted after {task.completed:.0f} of {task.total:.0f} requests",
+            highlight=False,
+            soft_wrap=True,
+        )
+        raise
+    except MemoryError:
+        raise ConfigError("there is not enough memory for the hot and warm tiers") from None
+
+
+async def _replay(setup: Setup, workload: Workload, errors: Console, task: Task) -> Result:
+    def on_request() -> None:
+        # The plain attribute, for Progress.update takes the lock that the drawing thread holds.
+        task.completed += 1
+
+    manager = AsyncLRUManager(
+        hot=MemoryTier(setup.hot, setup.block_bytes, name="hot"),
+        warm=MemoryTier(setup.warm, setup.block_bytes, name="warm") if setup.warm else None,
+        cold=DiskTier(setup.cold, setup.cold_blocks, setup.block_bytes) if setup.cold else None,
+        policy=setup.policy,
+    )
+    async with manager:
+        await anyio.to_thread.run_sync(_say_start, setup, workload, errors)
+        report = await drive(
+            manager,
+            workload,
+            block_bytes=setup.block_bytes,
+            concurrency=setup.concurrency,
+            speed=setup.speed,
+            on_request=on_request,
+        )
+        closing = perf_counter()
+    return Result(setup, workload, report, perf_counter() - closing)
+
+
+def _say_start(setup: Setup, workload: Workload, errors: Console) -> None:
+    errors.print(
+        f"replaying {len(workload.requests):,} requests of {workload.name}: "
+        f"{workload.num_blocks:,} blocks of {human_bytes(setup.block_bytes)}, "
+        f"{workload.num_distinct_blocks:,} of them different",
+        highlight=False,
+        soft_wrap=True,
+    )
+    if setup.cold:
+        errors.print(
+            f"blocks in {setup.cold} stay there for the next run", highlight=False, soft_wrap=True
+        )
+
+
+def _parse_size(text: str) -> int:
+    match = re.fullmatch(r"\s*(\d+)\s*([A-Za-z]*)\s*", text, re.ASCII)
+    factor = _UNITS.get(match[2].upper()) if match else None
+    if match is None or factor is None:
+        raise ConfigError(f"--block-bytes must be a size like 65536, 64KiB or 2MiB, not {text!r}")
+    size = int(match[1]) * factor
+    if not 1 <= size <= 1 << 30:
+        raise ConfigError(f"--block-bytes must be from 1 byte to 1 GiB, not {text!r}")
+    return size
+
+
+def _check_room(setup: Setup) -> None:
+    """Refuse what would only end in the kernel killing the process, or in a full disk."""
+    cold_blocks = setup.cold_blocks if setup.cold else 0
+    in_memory = (setup.hot + setup.warm) * setup.block_bytes
+    in_memory += (setup.hot + setup.warm + cold_blocks) * BOOKKEEPING_BYTES
+    memory = _memory_bytes()
+    if memory is not None and in_memory > memory:
+        raise ConfigError(
+            f"so many blocks need {human_bytes(in_memory)} of memory, "
+            f"and this machine has {human_bytes(memory)}"
+        )
+    if setup.cold is not None:
+        on_disk = cold_blocks * setup.block_bytes
+        disk = _disk_bytes(setup.cold)
+        if disk is not None and on_disk > disk:
+            raise ConfigError(
+                f"--cold-blocks asks for {human_bytes(on_disk)} in {setup.cold}, "
+                f"and there is room for {human_bytes(disk)}"
+            )
+
+
+def _memory_bytes() -> int | None:
+    try:
+        pages: int = os.sysconf("SC_PHYS_PAGES")
+        return pages * os.sysconf("SC_PAGE_SIZE")
+    except (AttributeError, ValueError, OSError):
+        return None
+
+
+def _disk_bytes(directory: Path) -> int | None:
+    """Return what is free where the directory is or will be, and what it has already."""
+    try:
+        mine = sum(path.stat().st_size for path in directory.rglob("*") if path.is_file())
+        there = next(path for path in (directory, *directory.absolute().parents) if path.exists())
+        return shutil.disk_usage(there).free + mine
+    except OSError:
+        return None  # The tier will say what is wrong with it.

@@ -1,0 +1,362 @@
+"""Format of the cold tier's files: bytes to values and back, no I/O (docs/disk-format.md).
+
+All integers are little-endian. Every structure ends in an XXH3-64 checksum of what is before it.
+"""
+
+from __future__ import annotations
+
+import struct
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+from typing_extensions import Buffer
+from xxhash import xxh3_64_intdigest
+
+from ..keys import MAX_KEY_BYTES
+
+FORMAT_VERSION = 1
+
+SECTOR_BYTES = 512
+"""Size of a record and of a header.
+
+One sector: no record straddles two, so a torn write damages the record being written and never its
+neighbour; and there is room to add fields without moving what is there.
+"""
+
+BLANK_RECORD = bytes(SECTOR_BYTES)
+"""Record of an empty slot; a hole in a sparse file reads as one."""
+
+MAX_SEQUENCE = 2**63
+"""Sequence numbers stay below; only a forged record reaches it."""
+
+SLAB_BYTES = 2**28
+"""Most bytes of a slab file, unless a single slot is larger."""
+
+RUN_BUFFERS = 512
+"""Most buffers of one vectored call; Linux takes 1024, POSIX promises 16, macOS takes 1024."""
+
+_CHECKED_BYTES = SECTOR_BYTES - 8
+_CHECKSUM = struct.Struct("<Q")
+_FRAME = struct.Struct("<8sI")  # magic and version: at the same place in every version
+_HEADER = struct.Struct("<8sIIQQQQ")
+_HEADER_MAGIC = b"KVOHEAD\n"
+_CLEAN = 1
+_RECORD = struct.Struct("<8sIIQQQQQ")
+_RECORD_MAGIC = b"KVOSLOT\n"
+_KEY_OFFSET = 64
+_RECORD_DTYPE = np.dtype(
+    {
+        "names": [
+            *("magic", "version", "key_length", "slot", "sequence"),
+            *("block_bytes", "size", "payload_checksum", "checksum"),
+        ],
+        "formats": ["<u8", "<u4", "<u4", "<u8", "<u8", "<u8", "<u8", "<u8", "<u8"],
+        "offsets": [0, 8, 12, 16, 24, 32, 40, 48, _CHECKED_BYTES],
+        "itemsize": SECTOR_BYTES,
+    }
+)
+_RECORD_MAGIC_INT = int.from_bytes(_RECORD_MAGIC, "little")
+_ORDER = struct.Struct("<8sIIQQ")
+_ORDER_MAGIC = b"KVOORDR\n"
+
+Slots = NDArray[np.int64]
+Words = NDArray[np.uint64]
+
+
+def checksum(data: Buffer) -> int:
+    """Return the XXH3-64 of the bytes; lets go of the GIL where there are many."""
+    return xxh3_64_intdigest(data)
+
+
+def slots_per_slab(block_bytes: int) -> int:
+    """Return how many slots of this size a slab file holds in this format version."""
+    return max(1, SLAB_BYTES // block_bytes)
+
+
+def join_runs(
+    slots: Sequence[int], sizes: Sequence[int], slot_bytes: int, slots_per_file: int
+) -> list[list[int]]:
+    """Group positions whose bytes lie one after the other in one file, for a call each.
+
+    Args:
+        slots: Slots, in any order.
+        sizes: Bytes of each; those of none are in no group.
+        slot_bytes: Bytes of a slot; a shorter payload ends a group, for a gap follows.
+        slots_per_file: Slots in each file.
+    """
+    runs: list[list[int]] = []
+    previous = -1
+    joinable = False
+    for position in sorted(range(len(slots)), key=slots.__getitem__):
+        if not sizes[position]:
+            continue
+        slot = slots[position]
+        if (
+            joinable
+            and slot == previous + 1
+            and slot % slots_per_file
+            and len(runs[-1]) < RUN_BUFFERS
+        ):
+            runs[-1].append(position)
+        else:
+            runs.append([position])
+        previous = slot
+        joinable = sizes[position] == slot_bytes
+    return runs
+
+
+@dataclass(frozen=True, slots=True)
+class Header:
+    """What a directory says of itself.
+
+    Attributes:
+        block_bytes: Bytes of a slot.
+        num_blocks: Slots.
+        generation: Number of this state; the copy with the higher one is the current one.
+        next_sequence: No record has this sequence number or a higher one, if `clean`.
+        clean: Closed in good order: all is on disk, and the order file of this generation holds.
+        version: Format version; other fields mean nothing if it isn't ours.
+    """
+
+    block_bytes: int
+    num_blocks: int
+    generation: int = 0
+    next_sequence: int = 0
+    clean: bool = False
+    version: int = FORMAT_VERSION
+
+
+@dataclass(frozen=True, slots=True)
+class Record:
+    """What is known of the payload in one slot.
+
+    Attributes:
+        slot: Where it lies; a record found elsewhere was misplaced by the disk.
+        sequence: Number of the write; rises with every block written, across restarts too.
+        block_bytes: Bytes of a slot, so that the geometry outlives both headers.
+        size: Payload bytes.
+        payload_checksum: XXH3-64 of the payload.
+        key: Canonical key, at most 255 bytes.
+    """
+
+    slot: int
+    sequence: int
+    block_bytes: int
+    size: int
+    payload_checksum: int
+    key: bytes
+
+
+@dataclass(frozen=True, slots=True)
+class RecordTable:
+    """Many records as columns, in rising order of slots.
+
+    Attributes:
+        slots: Slots with a good record.
+        sequences: Their sequence numbers.
+        sizes: Their payloads' bytes.
+        payload_checksums: Their payloads' checksums.
+        block_bytes: Bytes of a slot, as each record says.
+        keys: Their keys.
+        damaged: Slots whose bytes are neither blank nor a good record.
+        versions: Other format versions than ours that intact records have.
+    """
+
+    slots: Slots
+    sequences: Slots
+    sizes: Slots
+    payload_checksums: Words
+    block_bytes: Slots
+    keys: list[bytes]
+    damaged: Slots
+    versions: frozenset[int]
+
+    def record(self, row: int) -> Record:
+        """Return one row."""
+        return Record(
+            int(self.slots[row]),
+            int(self.sequences[row]),
+            int(self.block_bytes[row]),
+            int(self.sizes[row]),
+            int(self.payload_checksums[row]),
+            self.keys[row],
+        )
+
+
+def pack_header(header: Header) -> bytes:
+    """Return the bytes of one copy of the header."""
+    return _seal(
+        _HEADER.pack(
+            _HEADER_MAGIC,
+            header.version,
+            _CLEAN if header.clean else 0,
+            header.generation,
+            header.block_bytes,
+            header.num_blocks,
+            header.next_sequence,
+        )
+    )
+
+
+def parse_header(data: Buffer) -> Header | None:
+    """Return the header, or `None` if the bytes are no intact one.
+
+    An intact header of another format version is returned with that `version` and zeros.
+    """
+    view = memoryview(data)[:SECTOR_BYTES]
+    if len(view) < SECTOR_BYTES or not _intact(view):
+        return None
+    magic, version = _FRAME.unpack_from(view)
+    if magic != _HEADER_MAGIC:
+        return None
+    if version != FORMAT_VERSION:
+        return Header(0, 0, version=version)
+    _, _, flags, generation, block_bytes, num_blocks, next_sequence = _HEADER.unpack_from(view)
+    if block_bytes < 1 or num_blocks < 1 or next_sequence > MAX_SEQUENCE:
+        return None
+    return Header(block_bytes, num_blocks, generation, next_sequence, bool(flags & _CLEAN))
+
+
+def pack_record(record: Record) -> bytes:
+    """Return the bytes of a record.
+
+    Raises:
+        ValueError: The key is longer than 255 bytes.
+    """
+    if len(record.key) > MAX_KEY_BYTES:
+        raise ValueError(f"a key has at most {MAX_KEY_BYTES} bytes, not {len(record.key)}")
+    fields = _RECORD.pack(
+        _RECORD_MAGIC,
+        FORMAT_VERSION,
+        len(record.key),
+        record.slot,
+        record.sequence,
+        record.block_bytes,
+        record.size,
+        record.payload_checksum,
+    )
+    return _seal(fields.ljust(_KEY_OFFSET, b"\0") + record.key)
+
+
+def parse_record(data: Buffer, slot: int) -> Record | None:
+    """Return the record of a slot, or `None` if the bytes are blank or no intact one."""
+    if len(memoryview(data)) != SECTOR_BYTES:
+        return None
+    table = parse_records(data, slot)
+    return table.record(0) if len(table.slots) else None
+
+
+def parse_records(data: Buffer, first_slot: int = 0) -> RecordTable:
+    """Parse consecutive records; whole sectors only, what is left over at the end is ignored.
+
+    Args:
+        data: Contiguous bytes of the records.
+        first_slot: Slot of the first one.
+    """
+    view = memoryview(data)
+    count = len(view) // SECTOR_BYTES
+    view = view[: count * SECTOR_BYTES]
+    rows = np.frombuffer(view, _RECORD_DTYPE)
+    used = np.frombuffer(view, np.uint64).reshape(count, SECTOR_BYTES // 8).any(axis=1)
+    framed = used & (rows["magic"] == _RECORD_MAGIC_INT)
+    plausible = (
+        (rows["version"] == FORMAT_VERSION)
+        & (rows["slot"] == np.arange(first_slot, first_slot + count, dtype=np.uint64))
+        & (rows["key_length"] <= MAX_KEY_BYTES)
+        & (rows["size"] <= rows["block_bytes"])
+        & (rows["block_bytes"] < MAX_SEQUENCE)
+        & (rows["sequence"] < MAX_SEQUENCE)
+    )
+    candidates = np.flatnonzero(framed)
+    # The one step without a bulk form: 0.2 us a record.
+    intact = np.fromiter(
+        (_intact(view[i * SECTOR_BYTES : (i + 1) * SECTOR_BYTES]) for i in candidates.tolist()),
+        np.bool_,
+        len(candidates),
+    )
+    good = candidates[intact & plausible[candidates]]
+    foreign = rows["version"][candidates[intact]]
+    bad = np.setdiff1d(np.flatnonzero(used), good, assume_unique=True)
+    taken = rows[good]
+    starts = (good * SECTOR_BYTES + _KEY_OFFSET).tolist()
+    lengths = taken["key_length"].tolist()
+    return RecordTable(
+        good + first_slot,
+        taken["sequence"].astype(np.int64),
+        taken["size"].astype(np.int64),
+        taken["payload_checksum"].astype(np.uint64),
+        taken["block_bytes"].astype(np.int64),
+        [bytes(view[at : at + n]) for at, n in zip(starts, lengths, strict=True)],
+        bad + first_slot,
+        frozenset(int(version) for version in foreign if version != FORMAT_VERSION),
+    )
+
+
+def join_tables(tables: Iterable[RecordTable]) -> RecordTable:
+    """Return the tables, at least one, as a single one."""
+    parts = list(tables)
+    return RecordTable(
+        np.concatenate([part.slots for part in parts]),
+        np.concatenate([part.sequences for part in parts]),
+        np.concatenate([part.sizes for part in parts]),
+        np.concatenate([part.payload_checksums for part in parts]),
+        np.concatenate([part.block_bytes for part in parts]),
+        [key for part in parts for key in part.keys],
+        np.concatenate([part.damaged for part in parts]),
+        frozenset().union(*(part.versions for part in parts)),
+    )
+
+
+def newest_of_each(table: RecordTable, rows: Slots) -> tuple[Slots, int]:
+    """Return one row a key, that of the highest sequence number, and how many others there were."""
+    # A block that was being moved down has the same number twice: the lower slot wins.
+    rows = rows[np.lexsort((-table.slots[rows], table.sequences[rows]))]
+    newest = {table.keys[row]: row for row in rows.tolist()}
+    return np.array(list(newest.values()), dtype=np.int64), len(rows) - len(newest)
+
+
+def coldest_first(table: RecordTable, rows: Slots, order: Slots | None) -> Slots:
+    """Sort by the order at the last close; before it, and without one, by sequence number."""
+    places = np.full(int(table.slots.max(initial=-1)) + 1, -1, dtype=np.int64)
+    if order is not None:
+        known = order[order < len(places)]
+        places[known] = np.arange(len(known))
+    return rows[np.lexsort((table.sequences[rows], places[table.slots[rows]]))]
+
+
+def pack_order(slots: Sequence[int] | Slots, generation: int) -> bytes:
+    """Return the bytes of the order file: slots coldest first, valid with one generation."""
+    body = np.asarray(slots, dtype="<u4").tobytes()
+    head = _ORDER.pack(_ORDER_MAGIC, FORMAT_VERSION, 0, generation, len(body) // 4)
+    return head + body + _CHECKSUM.pack(checksum(head + body))
+
+
+def parse_order(data: Buffer, generation: int) -> Slots | None:
+    """Return the slots coldest first, or `None` if the bytes are damaged or of another time.
+
+    What follows them, of a longer list before, is ignored.
+    """
+    view = memoryview(data)
+    if len(view) < _ORDER.size + _CHECKSUM.size:
+        return None
+    magic, version, _, made, count = _ORDER.unpack_from(view)
+    if (magic, version, made) != (_ORDER_MAGIC, FORMAT_VERSION, generation):
+        return None
+    end = _ORDER.size + 4 * count
+    if end + _CHECKSUM.size > len(view):
+        return None
+    if checksum(view[:end]) != _CHECKSUM.unpack_from(view, end)[0]:
+        return None
+    return np.frombuffer(view, "<u4", count, _ORDER.size).astype(np.int64)
+
+
+def _seal(fields: bytes) -> bytes:
+    body = fields.ljust(_CHECKED_BYTES, b"\0")
+    return body + _CHECKSUM.pack(checksum(body))
+
+
+def _intact(sector: memoryview) -> bool:
+    found: int = _CHECKSUM.unpack_from(sector, _CHECKED_BYTES)[0]
+    return xxh3_64_intdigest(sector[:_CHECKED_BYTES]) == found

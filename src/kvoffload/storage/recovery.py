@@ -1,0 +1,387 @@
+"""Opening the cold tier's directory: read headers and records, and repair what is there.
+
+The records are the truth; the headers and the order file save work, tell what the directory was
+made for, and keep the order of eviction.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Sequence
+from concurrent.futures import Future
+from contextlib import suppress
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import TypeVar
+
+import numpy as np
+from aiofiles.os import wrap
+from numpy.typing import NDArray
+
+from ..errors import ConfigError
+from ..types import StoredBlock
+from . import DirectoryLock, FileLayer, RecoveryReport, Threads, is_missing, raise_first
+from . import format as fmt
+from .slabs import Blocks, SlotFiles
+
+_T = TypeVar("_T")
+
+_SCAN_SLOTS = 8192
+_SEQUENCE_JUMP = 2**32
+
+_log = logging.getLogger("kvoffload")
+
+
+@dataclass(frozen=True, slots=True)
+class Recovered:
+    """A directory ready for use.
+
+    Attributes:
+        found: What it holds, coldest first.
+        blocks: The same, to read and write.
+        header: The header as it is on disk now.
+        report: The counts.
+    """
+
+    found: list[StoredBlock]
+    blocks: Blocks
+    header: fmt.Header
+    report: RecoveryReport
+
+
+class Store:
+    """The files of one disk tier: lock, headers, order, records and slabs.
+
+    What touches them raises `OSError` where the operating system refused.
+    """
+
+    def __init__(self, layer: FileLayer, path: Path, block_bytes: int) -> None:
+        """Name the files; nothing is touched."""
+
+        def files(pattern: str, slot_bytes: int, slots_per_file: int) -> SlotFiles:
+            return SlotFiles(
+                layer, path, pattern.format, slot_bytes=slot_bytes, slots_per_file=slots_per_file
+            )
+
+        self.path = path
+        self.lock = DirectoryLock(layer, path)
+        self.slabs = files("slab-{:06}", block_bytes, fmt.slots_per_slab(block_bytes))
+        self.records = files("records", fmt.SECTOR_BYTES, 2**40)
+        self._order = files("order", 2**40, 1)
+        self._headers = files("header-{}", fmt.SECTOR_BYTES, 1)
+        self._older_copy = 0  # of the header: the one to overwrite first
+
+    def read_header(self) -> tuple[fmt.Header | None, bool]:
+        """Return the newer good copy of the header, and whether there was any copy at all.
+
+        Raises:
+            ConfigError: It has another format version.
+        """
+        copies = [bytearray(fmt.SECTOR_BYTES) for _ in range(2)]
+        outcomes = self._headers.read([0, 1], [memoryview(copy) for copy in copies])
+        raise_first([None if is_missing(error) else error for error in outcomes])
+        headers = [fmt.parse_header(copy) for copy in copies]
+        for header in headers:
+            if header is not None and header.version != fmt.FORMAT_VERSION:
+                raise _mismatch(self.path, "format version", header.version, fmt.FORMAT_VERSION)
+        generations = [-1 if header is None else header.generation for header in headers]
+        self._older_copy = 0 if generations[0] <= generations[1] else 1
+        return headers[1 - self._older_copy], any(map(any, copies))
+
+    def write_header(self, header: fmt.Header) -> None:
+        """Write both copies, the older first, each to the disk before the next is touched."""
+        data = memoryview(fmt.pack_header(header))
+        for copy in (self._older_copy, 1 - self._older_copy):
+            raise_first(self._headers.write([copy], [data]))
+            self._headers.sync()
+
+    def read_order(self, generation: int) -> fmt.Slots | None:
+        """Return the slots coldest first as they were at a clean close, if that is known."""
+        size = self._order.extents().get(0, 0)
+        data = memoryview(bytearray(size))
+        return fmt.parse_order(data[: self._order.read_span(0, data) if size else 0], generation)
+
+    def write_clean(self, header: fmt.Header, order: Sequence[int]) -> None:
+        """Sync everything, then say in the header that it is, and in which order the slots are."""
+        self.sync()
+        raise_first(self._order.write([0], [memoryview(fmt.pack_order(order, header.generation))]))
+        self._order.sync()
+        self.write_header(replace(header, clean=True))
+
+    def sync(self) -> None:
+        """Make every payload and record written so far survive a power loss."""
+        self.slabs.sync()
+        self.records.sync()
+
+    def close(self) -> None:
+        """Close all files and let go of the lock; nobody may be using them."""
+        for files in (self.slabs, self.records, self._order, self._headers):
+            files.close()
+        self.lock.release()
+
+
+def recover(store: Store, num_blocks: int) -> Recovered:
+    """Find the blocks in a locked directory and make it ready for use, as one not closed yet.
+
+    Raises:
+        ConfigError: It was made with another size of slots or format; nothing was changed.
+        OSError: The operating system refused.
+    """
+    slabs, records = store.slabs, store.records
+    header, any_copy = store.read_header()
+    if header is not None and header.block_bytes != slabs.slot_bytes:
+        raise _mismatch(store.path, "block_bytes", header.block_bytes, slabs.slot_bytes)
+    table = _read_records(records)
+    ours = table.block_bytes == slabs.slot_bytes
+    if header is None:
+        # Then the records alone say what this is.
+        if len(ours) and not ours.any():
+            raise _mismatch(store.path, "block_bytes", int(table.block_bytes[0]), slabs.slot_bytes)
+        if table.versions and not len(ours):
+            raise _mismatch(store.path, "format version", min(table.versions), fmt.FORMAT_VERSION)
+    found_any = any_copy or bool(len(table.slots) or len(table.damaged))
+    clean = not found_any
+    if header is not None:
+        # A records file cut short may have lost anything.
+        num_records = records.extents().get(0, 0) // fmt.SECTOR_BYTES
+        clean = header.clean and num_records >= header.num_blocks
+    order = store.read_order(header.generation) if header is not None and clean else None
+
+    whole = ours & _payload_is_there(table, slabs)
+    newest, num_duplicates = fmt.newest_of_each(table, np.flatnonzero(whole))
+    ordered = fmt.coldest_first(table, newest, order)
+    kept = ordered[max(0, len(ordered) - num_blocks) :]
+
+    next_sequence = max(
+        header.next_sequence if header is not None else 0,
+        int(table.sequences.max(initial=-1)) + 1,
+    )
+    if not clean:
+        # Above what was written and erased, and so not seen: numbers never come twice.
+        next_sequence += _SEQUENCE_JUMP
+        slabs.distrust()
+    new_header = fmt.Header(
+        slabs.slot_bytes,
+        num_blocks,
+        generation=(header.generation if header is not None else 0) + 1,
+        next_sequence=next_sequence,
+    )
+    store.write_header(new_header)
+    # From here on a crash leaves a directory that says it wasn't closed.
+    used = np.union1d(table.slots, table.damaged)
+    gone = np.setdiff1d(used, table.slots[kept])
+    raise_first(records.write(gone.tolist(), [memoryview(fmt.BLANK_RECORD)] * len(gone)))
+    slots, lost = _move_down(table, kept, num_blocks, store)
+    records.truncate(num_blocks, extend=True)
+    slabs.truncate(num_blocks)
+    records.sync()
+
+    report = RecoveryReport(
+        clean=clean,
+        blocks=int((~lost).sum()),
+        damaged=len(table.damaged) + int((~whole).sum()) + int(lost.sum()),
+        duplicates=num_duplicates,
+        dropped=len(ordered) - len(kept),
+        header_rebuilt=found_any and header is None,
+    )
+    _tell(store.path, report, ordered=order is not None)
+    kept, slots = kept[~lost], slots[~lost]
+    sizes = np.full(num_blocks, -1, dtype=np.int64)
+    checksums = np.zeros(num_blocks, dtype=np.uint64)
+    sizes[slots] = table.sizes[kept]
+    checksums[slots] = table.payload_checksums[kept]
+    found = [
+        StoredBlock(table.keys[row], slot, size)
+        for row, slot, size in zip(
+            kept.tolist(), slots.tolist(), table.sizes[kept].tolist(), strict=True
+        )
+    ]
+    return Recovered(found, Blocks(slabs, records, sizes, checksums), new_header, report)
+
+
+def _read_records(records: SlotFiles) -> fmt.RecordTable:
+    num_slots = -(-records.extents().get(0, 0) // fmt.SECTOR_BYTES)
+    tables = [fmt.parse_records(b"")]
+    buffer = memoryview(bytearray(min(num_slots, _SCAN_SLOTS) * fmt.SECTOR_BYTES))
+    for slot in range(0, num_slots, _SCAN_SLOTS):
+        count = min(_SCAN_SLOTS, num_slots - slot)
+        part = buffer[: count * fmt.SECTOR_BYTES]
+        done = records.read_span(slot, part)
+        part[done:] = bytes(len(part) - done)  # a record cut off must not borrow an older one's end
+        tables.append(fmt.parse_records(part, slot))
+    return fmt.join_tables(tables)
+
+
+def _payload_is_there(table: fmt.RecordTable, slabs: SlotFiles) -> NDArray[np.bool_]:
+    """Tell by the lengths of the slab files alone; the bytes are checked when they are read."""
+    extents = slabs.extents()
+    indexes, first = np.divmod(table.slots, slabs.slots_per_file)
+    have = np.array([extents.get(index, 0) for index in indexes.tolist()], dtype=np.int64)
+    there: NDArray[np.bool_] = (table.sizes == 0) | (first * slabs.slot_bytes + table.sizes <= have)
+    return there
+
+
+def _move_down(
+    table: fmt.RecordTable, rows: fmt.Slots, num_blocks: int, store: Store
+) -> tuple[fmt.Slots, NDArray[np.bool_]]:
+    """Move blocks from slots that are no more to free ones; return all slots, and who was lost."""
+    slots = table.slots[rows]
+    lost = np.zeros(len(rows), dtype=np.bool_)
+    outside = np.flatnonzero(slots >= num_blocks)
+    free = np.setdiff1d(np.arange(num_blocks), slots)[: len(outside)]
+    for at, slot in zip(outside.tolist(), free.tolist(), strict=True):
+        record = table.record(int(rows[at]))
+        payload = memoryview(bytearray(record.size))
+        (error,) = store.slabs.read([record.slot], [payload])
+        if error is not None or fmt.checksum(payload) != record.payload_checksum:
+            lost[at] = True
+            continue
+        moved = memoryview(fmt.pack_record(replace(record, slot=slot)))
+        raise_first(store.slabs.write([slot], [payload]))
+        raise_first(store.records.write([slot], [moved]))
+        slots[at] = slot
+    if len(outside):
+        store.sync()  # before the old places go away
+    return slots, lost
+
+
+def _tell(path: Path, report: RecoveryReport, *, ordered: bool) -> None:
+    trouble = report.damaged or report.header_rebuilt or not report.clean
+    _log.log(
+        logging.WARNING if trouble else logging.INFO,
+        "%s opened after %s: %d blocks in order of %s; dropped %d damaged, %d duplicates, "
+        "%d beyond the slots%s",
+        path,
+        "a clean close" if report.clean else "a crash",
+        report.blocks,
+        "use" if ordered else "writing",
+        report.damaged,
+        report.duplicates,
+        report.dropped,
+        "; header rebuilt from the records" if report.header_rebuilt else "",
+    )
+
+
+def _mismatch(path: Path, what: str, found: int, ours: int) -> ConfigError:
+    return ConfigError(
+        f"{path} was made with {what} {found}, and this tier has {what} {ours}: "
+        "give the same, or another path, or remove the directory"
+    )
+
+
+class Session:
+    """What a tier holds from `open` to `close`: threads, and the files that they work on.
+
+    `run` is for the event loop; most other methods block, and are run on the threads. The last
+    call under way closes the files, so none ever meets one that was closed under it.
+    """
+
+    def __init__(
+        self, tier: str, store: Callable[[], Store], *, num_threads: int, sync_always: bool
+    ) -> None:
+        """Take the name of the tier, and how to make its files known."""
+        self.serving = False
+        self.closing = False
+        self.released = False
+        self.report: RecoveryReport | None = None
+        self.next_sequence = 0
+        self.threads = Threads(num_threads, tier, self.abandon)
+        self._tier = tier
+        self._make_store = store
+        self._sync_always = sync_always
+        self._header = fmt.Header(1, 1)
+        self._store: Store | None = None
+        self._blocks: Blocks | None = None
+        self._waiters: list[Future[None]] = []
+
+    async def run(self, call: Callable[[], _T]) -> _T:
+        """Make a call on the threads; it goes on when this is cancelled."""
+        return await wrap(call)(executor=self.threads)
+
+    def start(self, num_blocks: int) -> list[StoredBlock]:
+        """Lock, recover, and return the blocks, coldest first; on an error close all again."""
+        try:
+            store = self._store = self._make_store()
+            store.lock.acquire(self._tier)
+            recovered = recover(store, num_blocks)
+        except BaseException:
+            self.abandon()
+            raise
+        self._blocks, self._header = recovered.blocks, recovered.header
+        self.next_sequence = recovered.header.next_sequence
+        self.report = recovered.report
+        return recovered.found
+
+    def read(self, slots: list[int], into: list[memoryview]) -> list[OSError | None]:
+        """Read and check payloads; return one outcome a slot."""
+        return self._open()[1].read(slots, into)
+
+    def write(
+        self, slots: list[int], payloads: list[memoryview], keys: Sequence[bytes], sequence: int
+    ) -> list[OSError | None]:
+        """Write payloads and records; return one outcome a slot."""
+        store, blocks = self._open()
+        outcomes = blocks.write(slots, payloads, keys, sequence)
+        if self._sync_always:
+            try:
+                store.sync()
+            except OSError as exc:
+                unsure = [i for i, outcome in enumerate(outcomes) if outcome is None]
+                blocks.erase([slots[i] for i in unsure])
+                for i in unsure:
+                    outcomes[i] = exc
+        return outcomes
+
+    def erase(self, slots: list[int]) -> list[OSError | None]:
+        """Blank records; return one outcome a slot."""
+        store, blocks = self._open()
+        outcomes = blocks.erase(slots)
+        if self._sync_always:
+            store.sync()
+        return outcomes
+
+    def flush(self) -> None:
+        """Sync everything."""
+        self._open()[0].sync()
+
+    def finish(self, order: Sequence[int]) -> None:
+        """Wait for the other calls, sync, note that all is well, and close."""
+        self.threads.wait_for_others()
+        try:
+            store, blocks = self._open()
+            number = self._header.generation + 1
+            header = replace(self._header, generation=number, next_sequence=self.next_sequence)
+            store.write_clean(header, [slot for slot in dict.fromkeys(order) if blocks.holds(slot)])
+        finally:
+            self.abandon()
+
+    def abandon(self) -> None:
+        """Close the files as they are; idempotent. No other call may be under way."""
+        store, self._store, self._blocks = self._store, None, None
+        if store is not None:
+            store.close()
+        self.serving = False
+        self.released = True
+        self._notify()
+
+    def when_released(self) -> Future[None]:
+        """Return a future that is done when the files are closed."""
+        waiter: Future[None] = Future()
+        self._waiters.append(waiter)
+        if self.released:
+            self._notify()
+        return waiter
+
+    def _notify(self) -> None:
+        # Two threads may be here at once; each waiter is popped by one of them.
+        with suppress(IndexError):
+            while True:
+                waiter = self._waiters.pop()
+                if waiter.set_running_or_notify_cancel():
+                    waiter.set_result(None)
+
+    def _open(self) -> tuple[Store, Blocks]:
+        # No call is made but after `start`, and the last one under way closes.
+        assert self._store is not None
+        assert self._blocks is not None
+        return self._store, self._blocks

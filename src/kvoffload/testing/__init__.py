@@ -1,0 +1,66 @@
+"""For test suites: faults on demand, time by hand, small managers, and the contracts as tests.
+
+Clock and waiting: `ManualClock`, `eventually`. Tiers: `FaultyTier`, `CountingTier`,
+`RestartableTier`. Managers: `small_manager`, `payload_for`, `DictSource`. Cancellation:
+`cancel_everywhere`, `count_suspensions`. They need nothing but kvoffload.
+
+Contracts: `TierContract`, `PolicyContract`, `ManagerContract`, `NamespaceContract` check a tier,
+a policy or a manager of your own; subclass one and supply its factory method. They need pytest and
+pytest-asyncio, and are imported on first use, so that the rest works without.
+"""
+
+from typing import TYPE_CHECKING
+
+from .cancellation import cancel_everywhere as cancel_everywhere
+from .cancellation import count_suspensions as count_suspensions
+from .clock import ManualClock as ManualClock
+from .clock import eventually as eventually
+from .counting_tier import CountingTier as CountingTier
+from .counting_tier import TierCall as TierCall
+from .faults import Fault as Fault
+from .faults import Hang as Hang
+from .faulty_tier import FaultyTier as FaultyTier
+from .managers import small_manager as small_manager
+from .payloads import DictSource as DictSource
+from .payloads import payload_for as payload_for
+from .restartable_tier import RestartableTier as RestartableTier
+
+if TYPE_CHECKING:
+    from .contracts import ManagerContract as ManagerContract
+    from .contracts import NamespaceContract as NamespaceContract
+    from .contracts import PolicyContract as PolicyContract
+    from .contracts import TierContract as TierContract
+
+__all__ = (
+    "CountingTier",
+    "DictSource",
+    "Fault",
+    "FaultyTier",
+    "Hang",
+    "ManagerContract",
+    "ManualClock",
+    "NamespaceContract",
+    "PolicyContract",
+    "RestartableTier",
+    "TierCall",
+    "TierContract",
+    "cancel_everywhere",
+    "count_suspensions",
+    "eventually",
+    "payload_for",
+    "small_manager",
+)
+
+_CONTRACTS = ("ManagerContract", "NamespaceContract", "PolicyContract", "TierContract")
+
+
+def __getattr__(name: str) -> object:
+    if name in _CONTRACTS:
+        import pytest
+
+        # Or a failing contract would not show the values that it compared.
+        pytest.register_assert_rewrite(f"{__name__}.contracts")
+        from . import contracts
+
+        return getattr(contracts, name)
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

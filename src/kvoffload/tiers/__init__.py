@@ -1,0 +1,1 @@
+"""Tiers: bytes in numbered slots of one medium, and no policy."""

@@ -1,0 +1,228 @@
+"""Every tier, policy and manager of the library, checked by the contracts that it publishes."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from kvoffload import (
+    AsyncLRUManager,
+    DiskTier,
+    LRUOffloadManager,
+    LRUPolicy,
+    MemoryTier,
+    PrefetchingLRUManager,
+    Tier,
+    TieredLRUManager,
+    WeightedLRUManager,
+    WeightedPolicy,
+)
+from kvoffload.testing import (
+    CountingTier,
+    DictSource,
+    FaultyTier,
+    ManagerContract,
+    ManualClock,
+    NamespaceContract,
+    PolicyContract,
+    RestartableTier,
+    TierContract,
+)
+
+# Tiers
+
+
+class TestMemoryTier(TierContract):
+    def make_tier(self, tmp_path: Path, num_blocks: int, block_bytes: int) -> Tier:
+        return MemoryTier(num_blocks, block_bytes)
+
+
+class TestDiskTier(TierContract):
+    def make_tier(self, tmp_path: Path, num_blocks: int, block_bytes: int) -> Tier:
+        return DiskTier(tmp_path / "cold", num_blocks, block_bytes)
+
+
+class TestDiskTierOfOddBlocks(TierContract):
+    """Blocks that are no multiple of a page or a sector."""
+
+    block_bytes = 1000
+
+    def make_tier(self, tmp_path: Path, num_blocks: int, block_bytes: int) -> Tier:
+        return DiskTier(tmp_path / "cold", num_blocks, block_bytes)
+
+
+class TestDiskTierWithoutDirectIO(TierContract):
+    def make_tier(self, tmp_path: Path, num_blocks: int, block_bytes: int) -> Tier:
+        return DiskTier(tmp_path / "cold", num_blocks, block_bytes, direct_io="off", io_threads=1)
+
+
+class TestFaultyTier(TierContract):
+    """Healthy, a wrapper is as good as what it wraps."""
+
+    def make_tier(self, tmp_path: Path, num_blocks: int, block_bytes: int) -> Tier:
+        return FaultyTier(DiskTier(tmp_path / "cold", num_blocks, block_bytes))
+
+
+class TestAddressableFaultyTier(TierContract):
+    def make_tier(self, tmp_path: Path, num_blocks: int, block_bytes: int) -> Tier:
+        return FaultyTier(MemoryTier(num_blocks, block_bytes), addressable=True)
+
+
+class TestCountingTier(TierContract):
+    def make_tier(self, tmp_path: Path, num_blocks: int, block_bytes: int) -> Tier:
+        return CountingTier(MemoryTier(num_blocks, block_bytes))
+
+
+class TestRestartableTier(TierContract):
+    def make_tier(self, tmp_path: Path, num_blocks: int, block_bytes: int) -> Tier:
+        if not hasattr(self, "tier_of_this_test"):
+            self.tier_of_this_test = RestartableTier(num_blocks, block_bytes)
+        return self.tier_of_this_test
+
+
+# Policies
+
+
+class TestLRUPolicy(PolicyContract):
+    def make_policy(self) -> LRUPolicy:
+        return LRUPolicy()
+
+
+class TestWeightedPolicy(PolicyContract):
+    def make_policy(self) -> WeightedPolicy:
+        return WeightedPolicy()
+
+
+class TestUnweightedPolicy(PolicyContract):
+    def make_policy(self) -> WeightedPolicy:
+        return WeightedPolicy(frequency_weight=0.0)
+
+
+class TestHeavilyWeightedPolicy(PolicyContract):
+    def make_policy(self) -> WeightedPolicy:
+        return WeightedPolicy(frequency_weight=50.0)
+
+
+# Managers of one tier
+
+
+class TestLRUOffloadManager(ManagerContract):
+    def make_manager(
+        self, tmp_path: Path, *, hot_blocks: int, block_bytes: int, clock: ManualClock
+    ) -> LRUOffloadManager:
+        return LRUOffloadManager(MemoryTier(hot_blocks, block_bytes), clock=clock)
+
+
+class TestLRUOffloadManagerOnDisk(ManagerContract):
+    """The only tier has no address and survives."""
+
+    durable_blocks = ManagerContract.hot_blocks
+
+    def make_manager(
+        self, tmp_path: Path, *, hot_blocks: int, block_bytes: int, clock: ManualClock
+    ) -> LRUOffloadManager:
+        return LRUOffloadManager(DiskTier(tmp_path / "cold", hot_blocks, block_bytes), clock=clock)
+
+
+class TestWeightedLRUManager(ManagerContract):
+    exact_lru = False
+
+    def make_manager(
+        self, tmp_path: Path, *, hot_blocks: int, block_bytes: int, clock: ManualClock
+    ) -> WeightedLRUManager:
+        return WeightedLRUManager(MemoryTier(hot_blocks, block_bytes), clock=clock)
+
+
+class TestUnweightedLRUManager(ManagerContract):
+    """At weight 0 it is plain LRU, exactly; every byte passes through reads and writes."""
+
+    def make_manager(
+        self, tmp_path: Path, *, hot_blocks: int, block_bytes: int, clock: ManualClock
+    ) -> WeightedLRUManager:
+        tier = FaultyTier(MemoryTier(hot_blocks, block_bytes))
+        return WeightedLRUManager(tier, frequency_weight=0.0, clock=clock)
+
+
+class TestPrefetchingLRUManager(ManagerContract):
+    def make_manager(
+        self, tmp_path: Path, *, hot_blocks: int, block_bytes: int, clock: ManualClock
+    ) -> PrefetchingLRUManager:
+        tier = MemoryTier(hot_blocks, block_bytes)
+        return PrefetchingLRUManager(tier, source=DictSource(), clock=clock)
+
+
+# Managers of several tiers
+
+
+class TestTieredLRUManager(ManagerContract):
+    lower_blocks = 6
+
+    def make_manager(
+        self, tmp_path: Path, *, hot_blocks: int, block_bytes: int, clock: ManualClock
+    ) -> TieredLRUManager:
+        return TieredLRUManager(
+            MemoryTier(hot_blocks, block_bytes),
+            MemoryTier(self.lower_blocks, block_bytes, name="warm"),
+            clock=clock,
+        )
+
+
+class TestTieredLRUManagerWithColdTier(ManagerContract):
+    lower_blocks = 4 + 8
+    durable_blocks = 8
+
+    def make_manager(
+        self, tmp_path: Path, *, hot_blocks: int, block_bytes: int, clock: ManualClock
+    ) -> TieredLRUManager:
+        return TieredLRUManager(
+            MemoryTier(hot_blocks, block_bytes),
+            MemoryTier(4, block_bytes, name="warm"),
+            DiskTier(tmp_path / "cold", 8, block_bytes),
+            clock=clock,
+        )
+
+
+class TestAsyncLRUManager(ManagerContract):
+    lower_blocks = 10
+    durable_blocks = 10
+    exact_lru = False
+
+    def make_manager(
+        self, tmp_path: Path, *, hot_blocks: int, block_bytes: int, clock: ManualClock
+    ) -> AsyncLRUManager:
+        return AsyncLRUManager(
+            hot=MemoryTier(hot_blocks, block_bytes),
+            cold=DiskTier(tmp_path / "cold", 10, block_bytes),
+            clock=clock,
+        )
+
+
+class TestAsyncLRUManagerOfFourTiers(ManagerContract):
+    """Recency alone, and no tier but the hot one has an address."""
+
+    hot_blocks = 6
+    lower_blocks = 2 + 6 + 3
+
+    def make_manager(
+        self, tmp_path: Path, *, hot_blocks: int, block_bytes: int, clock: ManualClock
+    ) -> AsyncLRUManager:
+        return AsyncLRUManager(
+            hot=MemoryTier(hot_blocks, block_bytes),
+            warm=FaultyTier(MemoryTier(2, block_bytes, name="warm")),
+            cold=FaultyTier(MemoryTier(6, block_bytes, name="cold")),
+            remote=FaultyTier(MemoryTier(3, block_bytes, name="remote")),
+            policy="lru",
+            clock=clock,
+        )
+
+
+class TestNamespacesOfAsyncLRUManager(NamespaceContract):
+    lower_blocks = 8
+
+    def make_manager(
+        self, tmp_path: Path, *, hot_blocks: int, block_bytes: int, clock: ManualClock
+    ) -> AsyncLRUManager:
+        return AsyncLRUManager(
+            hot=MemoryTier(hot_blocks, block_bytes),
+            cold=FaultyTier(MemoryTier(8, block_bytes, name="cold")),
+            clock=clock,
+        )
