@@ -35,6 +35,7 @@ from .types import BlockHash as BlockHash
 from .types import BlockLocation as BlockLocation
 from .types import BlockSource as BlockSource
 from .types import BlockState as BlockState
+from .types import Buffer as Buffer
 from .types import Clock as Clock
 from .types import EvictionPolicy as EvictionPolicy
 from .types import FlushResult as FlushResult
@@ -58,6 +59,7 @@ __all__ = (
     "BlockNotFoundError",
     "BlockSource",
     "BlockState",
+    "Buffer",
     "CapacityError",
     "Clock",
     "ClosedError",

@@ -3,15 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING
 
 import numpy as np
 
 from .errors import ConfigError
-from .types import ByteArray
-
-if TYPE_CHECKING:
-    from typing_extensions import Buffer
+from .types import Buffer, ByteArray
 
 
 def check_payloads(payloads: Sequence[Buffer], block_bytes: int) -> list[ByteArray]:

@@ -14,12 +14,10 @@ from .errors import ClosedError, ConfigError
 from .index import BlockEntry
 from .lease import LeaseScope
 from .payloads import check_payloads
-from .types import BlockHash, Key, Lease, RejectReason, StoreResult
+from .types import BlockHash, Buffer, Key, Lease, RejectReason, StoreResult
 
 if TYPE_CHECKING:
     from collections.abc import Callable
-
-    from typing_extensions import Buffer
 
 
 class RequestScope:

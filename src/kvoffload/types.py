@@ -16,11 +16,17 @@ if TYPE_CHECKING:
     from types import TracebackType
     from typing import Self
 
-    from typing_extensions import Buffer
+    from typing_extensions import Buffer as _Buffer
 
     from .errors import TierError
     from .events import OffloadingEvent
     from .metrics import ManagerStats
+
+if TYPE_CHECKING:
+    # Arrays are buffers too, but a type checker knows that from Python 3.12 on only.
+    Buffer: TypeAlias = _Buffer | NDArray[Any]
+else:
+    Buffer = Any
 
 BlockHash: TypeAlias = bytes | str | int
 """Content hash of a block and all its prefix; equal hash means equal bytes."""

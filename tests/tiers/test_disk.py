@@ -46,6 +46,7 @@ class Layer(FileLayer):
     def __init__(self) -> None:
         self.calls: Counter[str] = Counter()
         self.before: dict[str, Callable[[], None]] = {}
+        self.loop_thread = threading.get_ident()
 
     def _note(self, call: str, fd: int) -> None:
         name = Path(f"/proc/self/fd/{fd}").readlink().name.split("-")[0]
@@ -67,6 +68,10 @@ class Layer(FileLayer):
     def lock(self, fd: int) -> None:
         self._note("lock", fd)
         super().lock(fd)
+
+    def close(self, fd: int) -> None:
+        assert threading.get_ident() != self.loop_thread, "a file was closed on the event loop"
+        super().close(fd)
 
     def open(self, path: Path, flags: int) -> int:
         self.before.get("open", lambda: None)()
@@ -816,20 +821,30 @@ async def test_close_is_bounded(tier: DiskTier, path: Path, layer: Layer) -> Non
     assert await keys_in(path) == [b"a"]
 
 
-@pytest.mark.parametrize("stage", ["before it starts", "during its sync"])
+@pytest.mark.parametrize("stage", ["read", "sync"])
 async def test_a_cancelled_close_closes(
     tier: DiskTier, path: Path, layer: Layer, stage: str
 ) -> None:
+    """Waiting for a read that keeps the only thread busy, or in the middle of its own sync."""
+    tier = DiskTier(path, 16, BLOCK, io_threads=1)
+    tier.file_layer = layer
+    tier.close_timeout_s = 10
     await tier.open()
     await put(tier, {0: b"a"})
-    gate = layer.before["sync slab"] = Gate()
+    gate = layer.before[f"{stage} slab"] = Gate()
+    reading = asyncio.ensure_future(read(tier, [0]))
+    if stage == "read":
+        await gate.entered()
+    await asyncio.sleep(0)
     closing = asyncio.ensure_future(tier.close())
-    if stage == "during its sync":
+    await asyncio.sleep(0)
+    if stage == "sync":
         await gate.entered()
     closing.cancel()
     with pytest.raises(asyncio.CancelledError):
         await closing
     gate.open()
+    assert await reading == [payload_of(b"a")]
     await tier.close()
     assert not open_fds(path)
     assert await keys_in(path) == [b"a"]

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import AsyncIterator, Iterable, Sequence
 from contextlib import AbstractAsyncContextManager
 from types import TracebackType
-from typing import TYPE_CHECKING, Self
+from typing import Self
 
 from ..checks import check_count, check_seconds
 from ..clock import SystemClock
@@ -23,6 +23,7 @@ from ..types import (
     BlockHash,
     BlockLocation,
     BlockState,
+    Buffer,
     Clock,
     EvictionPolicy,
     FlushResult,
@@ -35,9 +36,6 @@ from ..types import (
     Tier,
 )
 from ..views import warn_derived
-
-if TYPE_CHECKING:
-    from typing_extensions import Buffer
 
 STAGING_BYTES = 256 * 1024 * 1024
 RESERVATION_TTL_S = 600.0

@@ -11,10 +11,10 @@ from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
-from typing_extensions import Buffer
 from xxhash import xxh3_64_intdigest
 
 from ..keys import MAX_KEY_BYTES
+from ..types import Buffer
 
 FORMAT_VERSION = 1
 

@@ -94,6 +94,8 @@ class _Run:
         self.suspensions = 0
         self._cancel: Callable[[], object] | None = None
         self._finished = False
+        self._told_to_cancel = False
+        self._thrown = False
         self._delivered = False
 
     async def run(self, make_call: Callable[[], Awaitable[object]]) -> None:
@@ -117,7 +119,7 @@ class _Run:
                 await _driven(call, self._on_suspension, self._on_throw)
             except asyncio.CancelledError:
                 self._finished = True
-                if self._delivered:
+                if self._thrown:
                     raise
                 failures.append(AssertionError("the call cancelled itself"))
             except BaseException as error:  # noqa: BLE001 - handed to the caller, not to the group
@@ -143,11 +145,14 @@ class _Run:
         if turns:
             asyncio.get_running_loop().call_soon(self._cancel_after, turns - 1)
         elif self._cancel is not None:
+            self._told_to_cancel = True
             self._cancel()
 
     def _on_throw(self, error: BaseException) -> None:
+        # A timeout of the call's own arrives in the same way, and is none of our business.
         if isinstance(error, asyncio.CancelledError):
-            self._delivered = True
+            self._thrown = True
+            self._delivered = self._told_to_cancel
 
 
 async def _as_coroutine(awaitable: Awaitable[T]) -> T:

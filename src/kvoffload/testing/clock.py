@@ -34,7 +34,7 @@ class ManualClock:
         self._now = start
         self._order = count()
         self._sleepers: list[tuple[float, int, anyio.Event]] = []
-        self._changed = anyio.Event()
+        self._joined = anyio.Event()
 
     def __call__(self) -> float:
         """Return the seconds."""
@@ -69,7 +69,8 @@ class ManualClock:
             return
         sleeper = (self._now + seconds, next(self._order), anyio.Event())
         heapq.heappush(self._sleepers, sleeper)
-        self._changed.set()
+        self._joined.set()
+        self._joined = anyio.Event()
         try:
             await sleeper[2].wait()
         finally:
@@ -80,8 +81,7 @@ class ManualClock:
     async def wait_for_sleepers(self, count: int = 1) -> None:
         """Return as soon as at least `count` calls of `sleep` wait."""
         while len(self._sleepers) < count:
-            self._changed = anyio.Event()
-            await self._changed.wait()
+            await self._joined.wait()
 
 
 async def eventually(predicate: Callable[[], bool], *, timeout_s: float = 5.0) -> None:

@@ -6,10 +6,9 @@ import hashlib
 from collections.abc import Mapping, Sequence
 
 from anyio.lowlevel import checkpoint
-from typing_extensions import Buffer
 
 from ..keys import encode_key
-from ..types import BlockHash
+from ..types import BlockHash, Buffer
 
 
 def payload_for(block_hash: BlockHash, size: int, *, namespace: str = "") -> bytes:
