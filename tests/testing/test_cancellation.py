@@ -103,21 +103,22 @@ async def test_a_call_that_never_waits_is_run_once(how: How, turns: int) -> None
 @both_ways
 async def test_each_suspension_is_visited_once_in_turn(how: How) -> None:
     """The trace of the runs: cancelled at the first, second, third wait; then completed."""
-    events = [anyio.Event() for _ in range(3)]
     trace: list[str] = []
+    loop = asyncio.get_running_loop()
 
-    async def wait(event: anyio.Event) -> None:
-        # Futures that complete in the very next turn: the cancellation has to be quick.
-        asyncio.get_running_loop().call_later(0.001, event.set)
-        await event.wait()
+    def set_after(turns: int, event: anyio.Event) -> None:
+        if turns:
+            loop.call_soon(set_after, turns - 1, event)
+        else:
+            event.set()
 
     async def call() -> None:
-        nonlocal events
-        events = [anyio.Event() for _ in range(3)]
         reached = 0
         try:
-            for event in events:
-                await wait(event)
+            for _ in range(3):
+                event = anyio.Event()
+                set_after(10, event)
+                await event.wait()
                 reached += 1
         finally:
             trace.append(f"{reached}")
@@ -154,30 +155,30 @@ async def test_bare_yields_are_visited(how: How, turns: int) -> None:
         assert reached == [0, 1, 2, 3, 4]
 
 
-async def test_a_later_turn_finds_background_work_under_way() -> None:
+@pytest.mark.parametrize(("turns", "cancelled_before_job"), [(0, True), (1, False)])
+async def test_a_later_turn_finds_background_work_under_way(
+    turns: int, cancelled_before_job: bool
+) -> None:
     """At turn 0 the job that the call waits for has not begun, one turn later it has."""
-    begun: list[bool] = []
+    seen: list[bool] = []
 
     async def call() -> None:
-        job_began = anyio.Event()
-        done = anyio.Event()
+        future: asyncio.Future[None] = loop.create_future()
 
         def job() -> None:
-            job_began.set()
-            loop.call_later(0.002, done.set)
+            seen.append(future.cancelled())
+            loop.call_soon(loop.call_soon, finish)
 
-        loop = asyncio.get_running_loop()
+        def finish() -> None:
+            if not future.done():
+                future.set_result(None)
+
         loop.call_soon(job)
-        try:
-            await done.wait()
-        finally:
-            begun.append(job_began.is_set())
+        await future
 
-    await cancel_everywhere(call, how="task", turns=0)
-    assert begun == [True, True] or begun == [False, True]
-    begun.clear()
-    await cancel_everywhere(call, how="task", turns=1)
-    assert begun == [True, True]
+    loop = asyncio.get_running_loop()
+    assert await cancel_everywhere(call, how="task", turns=turns) == 1
+    assert seen == [cancelled_before_job, False]
 
 
 @both_ways

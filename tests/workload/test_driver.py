@@ -9,7 +9,6 @@ from time import perf_counter
 
 import anyio
 import pytest
-from typing_extensions import Buffer
 
 from kvoffload.errors import (
     BlockNotFoundError,
@@ -21,7 +20,7 @@ from kvoffload.errors import (
     TierError,
 )
 from kvoffload.metrics import ManagerStats, TierStats
-from kvoffload.types import BlockHash, Lease, Medium, RejectReason, StoreResult
+from kvoffload.types import BlockHash, Buffer, Lease, Medium, RejectReason, StoreResult
 from kvoffload.workload import PayloadBuffer, PayloadCodec, TraceRequest, Workload, replay
 
 BLOCK_BYTES = 100

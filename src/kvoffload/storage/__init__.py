@@ -18,8 +18,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import ParamSpec, TypeVar
 
-from ..errors import ConfigError, CorruptBlockError, TierError, TierLockedError
-from ..errors import TierUnavailableError as Unavailable
+from ..errors import (
+    ConfigError,
+    CorruptBlockError,
+    TierError,
+    TierLockedError,
+    TierUnavailableError,
+)
 
 _P = ParamSpec("_P")
 _T = TypeVar("_T")
@@ -259,7 +264,8 @@ def tier_error(exc: OSError, tier: str, what: str, *, payload: bool = False) -> 
         payload: Whether it was to read one, so that missing or wrong bytes mean a lost block.
     """
     lost = payload and exc.errno in _LOST
-    kind = CorruptBlockError if lost else Unavailable if exc.errno in _PASSING else TierError
+    passing = TierUnavailableError if exc.errno in _PASSING else TierError
+    kind = CorruptBlockError if lost else passing
     advice = "the block is lost, store it again" if lost else _ADVICE.get(exc.errno or 0)
     where = f" ({exc.filename})" if exc.filename else ""
     message = f"tier {tier!r}: {what}{where}: {exc.strerror or exc}"

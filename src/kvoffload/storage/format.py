@@ -14,7 +14,6 @@ from numpy.typing import NDArray
 from xxhash import xxh3_64_intdigest
 
 from ..keys import MAX_KEY_BYTES
-from ..types import Buffer
 
 FORMAT_VERSION = 1
 
@@ -65,7 +64,7 @@ Slots = NDArray[np.int64]
 Words = NDArray[np.uint64]
 
 
-def checksum(data: Buffer) -> int:
+def checksum(data: bytes | bytearray | memoryview) -> int:
     """Return the XXH3-64 of the bytes; lets go of the GIL where there are many."""
     return xxh3_64_intdigest(data)
 
@@ -200,7 +199,7 @@ def pack_header(header: Header) -> bytes:
     )
 
 
-def parse_header(data: Buffer) -> Header | None:
+def parse_header(data: bytes | bytearray | memoryview) -> Header | None:
     """Return the header, or `None` if the bytes are no intact one.
 
     An intact header of another format version is returned with that `version` and zeros.
@@ -240,7 +239,7 @@ def pack_record(record: Record) -> bytes:
     return _seal(fields.ljust(_KEY_OFFSET, b"\0") + record.key)
 
 
-def parse_record(data: Buffer, slot: int) -> Record | None:
+def parse_record(data: bytes | bytearray | memoryview, slot: int) -> Record | None:
     """Return the record of a slot, or `None` if the bytes are blank or no intact one."""
     if len(memoryview(data)) != SECTOR_BYTES:
         return None
@@ -248,7 +247,7 @@ def parse_record(data: Buffer, slot: int) -> Record | None:
     return table.record(0) if len(table.slots) else None
 
 
-def parse_records(data: Buffer, first_slot: int = 0) -> RecordTable:
+def parse_records(data: bytes | bytearray | memoryview, first_slot: int = 0) -> RecordTable:
     """Parse consecutive records; whole sectors only, what is left over at the end is ignored.
 
     Args:
@@ -333,7 +332,7 @@ def pack_order(slots: Sequence[int] | Slots, generation: int) -> bytes:
     return head + body + _CHECKSUM.pack(checksum(head + body))
 
 
-def parse_order(data: Buffer, generation: int) -> Slots | None:
+def parse_order(data: bytes | bytearray | memoryview, generation: int) -> Slots | None:
     """Return the slots coldest first, or `None` if the bytes are damaged or of another time.
 
     What follows them, of a longer list before, is ignored.

@@ -51,8 +51,10 @@ async def cancel_everywhere(
         for how in ("scope", "task"):
             await cancel_everywhere(store, check, how=how, prepare=kv.clear)
 
-    Works on asyncio and uvloop. A call that was told to cancel and returns as if nothing had
-    happened fails the test: cancellation must not be swallowed.
+    Works on asyncio and uvloop. A scope's cancellation arrives a turn of the loop after it was
+    called; a wait that ended by then is let go, and the next one is cancelled instead. A call that
+    was told to cancel and returns as if nothing had happened fails the test: cancellation must not
+    be swallowed.
 
     Args:
         make_call: Makes the call; called once a run.

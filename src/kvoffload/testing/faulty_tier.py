@@ -196,7 +196,8 @@ class FaultyTier:
         if todo:
             got = await self.inner.read([slots[at] for at in todo], [into[at] for at in todo])
             for at, outcome in zip(todo, got, strict=True):
-                outcomes[at] = outcome or self._damage_read(struck, slots[at], into[at])
+                # Damage first: what an inner tier says of a payload cut short is its own affair.
+                outcomes[at] = self._damage_read(struck, slots[at], into[at]) or outcome
         await checkpoint()
         return outcomes
 

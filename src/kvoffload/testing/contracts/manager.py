@@ -51,5 +51,6 @@ class ManagerContract(
         exact_lru: Whether nothing but recency decides which block leaves. A policy that weighs
             more still has to evict a chain tail first, and is tested for that.
         reservation_ttl_s: Seconds until a two-phase holder that never completes is given up.
+        settle_s: Real seconds that background work may go on after a test's last call.
         deadline_s: Real seconds after which a test counts as hanging.
     """

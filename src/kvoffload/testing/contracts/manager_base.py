@@ -69,6 +69,7 @@ class ManagerSuite:
     block_bytes: int = 64
     exact_lru: bool = True
     reservation_ttl_s: float = 600.0
+    settle_s: float = 5.0
     deadline_s: float = 20.0
 
     def make_manager(
@@ -199,7 +200,7 @@ class ManagerSuite:
             )
 
         try:
-            await eventually(quiet)
+            await eventually(quiet, timeout_s=self.settle_s)
         except AssertionError:
             raise AssertionError(f"left pinned or pending: {kv.get_stats()}") from None
         self.check_slots(kv)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from typing import Any
 
-from hypothesis import HealthCheck, settings
+from hypothesis import HealthCheck, Phase, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import (
     RuleBasedStateMachine,
@@ -52,6 +52,13 @@ class PolicyMachine(RuleBasedStateMachine):
         """Open a lease."""
         self.pinned.update(key for key in chain if key in self.level_of)
 
+    @rule(level=st.integers(0, 9), count=st.integers(1, 4))
+    def pin_the_coldest(self, level: int, count: int) -> None:
+        """Lease just what would leave next, so that the policy has to step over it."""
+        level %= self.num_levels
+        self.pinned.update(self.policy.victims(level, count, frozenset(self.pinned)))
+        self._check_victims(level, 1)
+
     @precondition(lambda self: self.pinned)
     @rule(data=st.data())
     def unpin(self, data: st.DataObject) -> None:
@@ -65,12 +72,7 @@ class PolicyMachine(RuleBasedStateMachine):
     def make_room(self, level: int, count: int, evict: bool) -> None:
         """Ask for victims, and evict, demote or spare them."""
         level %= self.num_levels
-        victims = self.policy.victims(level, count, frozenset(self.pinned))
-        free = self._free(level)
-        assert len(victims) <= count
-        assert len(set(victims)) == len(victims)
-        assert set(victims) <= free
-        assert bool(victims) == bool(free and count)
+        victims = self._check_victims(level, count)
         if not evict:
             return
         self.policy.remove(victims, level)
@@ -97,18 +99,32 @@ class PolicyMachine(RuleBasedStateMachine):
 
     def teardown(self) -> None:
         """Every resident is offered in the end: nothing was lost, nothing was made up."""
-        if self.pinned:
-            freed = sorted(self.pinned, key=str)
-            self.pinned.clear()
-            self.policy.unpinned(freed)
+        # The last pin stays a while: a policy must not rely on there being none.
+        freed = sorted(self.pinned, key=str)[1:]
+        self.pinned.difference_update(freed)
+        self.policy.unpinned(freed)
+        self._drain()
+        last = list(self.pinned)
+        self.pinned.clear()
+        self.policy.unpinned(last)
+        self._drain()
+        assert self.level_of == {}
+
+    def _drain(self) -> None:
         for level in range(self.num_levels):
-            residents = self._free(level)
-            offered: set[Key] = set()
-            while victims := self.policy.victims(level, 3, frozenset()):
-                assert offered.isdisjoint(victims)
-                offered.update(victims)
+            while victims := self._check_victims(level, 3):
                 self.policy.remove(victims, level)
-            assert offered == residents
+                for key in victims:
+                    del self.level_of[key]
+
+    def _check_victims(self, level: int, count: int) -> list[Key]:
+        victims = self.policy.victims(level, count, frozenset(self.pinned))
+        free = self._free(level)
+        assert len(victims) <= count
+        assert len(set(victims)) == len(victims)
+        assert set(victims) <= free
+        assert bool(victims) == bool(free and count)
+        return victims
 
     def _free(self, level: int) -> set[Key]:
         return {
@@ -117,12 +133,22 @@ class PolicyMachine(RuleBasedStateMachine):
 
 
 def run_policy_machine(
-    make_policy: Callable[[], EvictionPolicy], capacities: Sequence[int], max_examples: int
+    make_policy: Callable[[], EvictionPolicy],
+    capacities: Sequence[int],
+    max_examples: int,
+    *,
+    shrink: bool = True,
 ) -> None:
     """Take `max_examples` random walks, each with a new policy.
 
+    Args:
+        make_policy: Makes one, attached to nothing.
+        capacities: Slots of the levels to attach it to.
+        max_examples: Walks to try.
+        shrink: Look for the shortest walk that goes wrong.
+
     Raises:
-        AssertionError: One of them went wrong; Hypothesis shows the shortest.
+        AssertionError: One of them went wrong; Hypothesis shows it.
     """
 
     class Machine(PolicyMachine):
@@ -137,6 +163,7 @@ def run_policy_machine(
                 stateful_step_count=40,
                 deadline=None,
                 database=None,
+                phases=[Phase.generate, Phase.shrink] if shrink else [Phase.generate],
                 suppress_health_check=list(HealthCheck),
             ),
         )

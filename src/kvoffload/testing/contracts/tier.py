@@ -376,7 +376,7 @@ class TierContract:
             first, second = addressable.view(2, 64), addressable.view(2, 64)
             assert first is not second
             gone = weakref.ref(first)
-            derived = first[8:16]
+            derived = first.data[8:16]
             del first
             gc.collect()
             assert gone() is not None
