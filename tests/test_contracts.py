@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 from kvoffload import (
     AsyncLRUManager,
     DiskTier,
     LRUOffloadManager,
     LRUPolicy,
+    ManagerStats,
     MemoryTier,
+    OffloadingManager,
     PrefetchingLRUManager,
     Tier,
     TieredLRUManager,
@@ -226,3 +230,48 @@ class TestNamespacesOfAsyncLRUManager(NamespaceContract):
             cold=FaultyTier(MemoryTier(8, block_bytes, name="cold")),
             clock=clock,
         )
+
+
+class InsideOneNamespace:
+    """A manager and a view of one namespace of it, opened and closed together."""
+
+    def __init__(self, manager: AsyncLRUManager) -> None:
+        self.manager = manager
+        self.view = manager.namespace("tenant")
+
+    async def __aenter__(self) -> InsideOneNamespace:
+        await self.manager.__aenter__()
+        await self.view.__aenter__()
+        return self
+
+    async def __aexit__(self, *exc: object) -> None:
+        await self.view.__aexit__(None, None, None)
+        await self.manager.__aexit__(None, None, None)
+
+    def get_stats(self) -> ManagerStats:
+        # Slots that are free belong to nobody, so a view does not count them.
+        return replace(self.view.get_stats(), tiers=self.manager.get_stats().tiers)
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self.view, name)
+
+
+class TestNamespaceViewOfAsyncLRUManager(ManagerContract):
+    """Alone in its manager, a namespace can't tell that it is one."""
+
+    lower_blocks = 10
+    durable_blocks = 10
+    exact_lru = False
+
+    def make_manager(
+        self, tmp_path: Path, *, hot_blocks: int, block_bytes: int, clock: ManualClock
+    ) -> OffloadingManager:
+        manager: Any = InsideOneNamespace(
+            AsyncLRUManager(
+                hot=MemoryTier(hot_blocks, block_bytes),
+                cold=DiskTier(tmp_path / "cold", 10, block_bytes),
+                clock=clock,
+            )
+        )
+        kept: OffloadingManager = manager
+        return kept

@@ -301,6 +301,9 @@ class Index:
             keys = [entry.key for entry in group]
             self.policy.insert(keys, level.number)
             self._arrive(level, group)
+            if level.number:
+                for entry in group:
+                    entry.uses_below = -1  # the use that stores it is still to be counted
             self.count("stored", keys)
             self._emit(EventKind.STORED, keys, level)
         self.changed.fire()

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import errno
 import logging
+import os
 import shutil
 import time
 from collections.abc import Callable, Iterable, Sequence
@@ -12,9 +14,9 @@ from pathlib import Path
 
 import pytest
 
-from kvoffload.errors import ConfigError, CorruptBlockError, TierError
-from kvoffload.storage import FileLayer
+from kvoffload.errors import ConfigError, CorruptBlockError, TierError, TierUnavailableError
 from kvoffload.storage import format as fmt
+from kvoffload.storage.files import FileLayer
 from kvoffload.tiers.disk import DiskTier
 from kvoffload.types import StoredBlock
 
@@ -40,9 +42,11 @@ async def check(tier: DiskTier, found: Iterable[StoredBlock]) -> None:
         assert bytes(into) == payload_of(block.key)
 
 
-async def make(path: Path, blocks: dict[int, bytes], order: Sequence[int] = ()) -> None:
-    """Leave a directory of 8 slots that was closed cleanly."""
-    tier = DiskTier(path, 8, BLOCK)
+async def make(
+    path: Path, blocks: dict[int, bytes], order: Sequence[int] = (), *, num_blocks: int = 8
+) -> None:
+    """Leave a directory that was closed cleanly."""
+    tier = DiskTier(path, num_blocks, BLOCK)
     await tier.open()
     for slot, key in blocks.items():
         await put(tier, {slot: key})
@@ -276,6 +280,93 @@ async def test_missing_records_are_an_empty_tier(tmp_path: Path) -> None:
     await make(tmp_path / "cold", BLOCKS)
     (tmp_path / "cold" / "records").unlink()
     assert await keys_of(tmp_path / "cold") == []
+
+
+class BadSector(FileLayer):
+    """A disk that can't read one sector of `records`, for so many times or until it is written."""
+
+    def __init__(self, slot: int, *, number: int = errno.EIO, times: int = 10**6) -> None:
+        self.at = slot * SECTOR
+        self.number = number
+        self.times = times
+
+    def preadv(self, fd: int, buffers: list[memoryview], offset: int) -> int:
+        if self._hit(fd, buffers, offset) and self.times:
+            self.times -= 1
+            raise OSError(self.number, os.strerror(self.number))
+        return super().preadv(fd, buffers, offset)
+
+    def pwritev(self, fd: int, buffers: list[memoryview], offset: int) -> int:
+        if self._hit(fd, buffers, offset):
+            self.times = 0
+        return super().pwritev(fd, buffers, offset)
+
+    def _hit(self, fd: int, buffers: list[memoryview], offset: int) -> bool:
+        is_records = Path(f"/proc/self/fd/{fd}").readlink().name == "records"
+        return is_records and offset <= self.at < offset + sum(map(len, buffers))
+
+
+SPREAD = {0: b"a", 7: b"b", 8: b"c", 15: b"d", 16: b"e", 23: b"f", 24: b"g", 27: b"h"}
+
+
+@pytest.mark.parametrize("scan_slots", [8, 16, 8192])
+@pytest.mark.parametrize(("bad", "lost"), [(9, {8, 15}), (16, {16, 23}), (27, {24, 27})])
+async def test_records_that_cannot_be_read_take_their_blocks_alone(
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+    scan_slots: int,
+    bad: int,
+    lost: set[int],
+) -> None:
+    """One bad sector: the eight records of its page are given up, and all others are kept.
+
+    In a piece of its own, within one, and in the last, which ends with the file.
+    """
+    monkeypatch.setattr("kvoffload.storage.recovery._SCAN_SLOTS", scan_slots)
+    path = tmp_path / "cold"
+    await make(path, SPREAD, num_blocks=28)
+    tier = DiskTier(path, 28, BLOCK)
+    tier.file_layer = BadSector(bad)
+    found = await tier.open()
+    assert {block.slot for block in found} == set(SPREAD) - lost
+    assert tier.recovery is not None
+    assert tier.recovery.blocks == 6
+    assert tier.recovery.damaged == min(8, 28 - min(lost))
+    assert f"can't be read (errors: 1, the first: [Errno {errno.EIO}]" in caplog.text
+    assert str(path / "records") in caplog.text
+    await check(tier, found)
+    await put(tier, {slot: b"again in %d" % slot for slot in lost})
+    await tier.close()
+    expected = {key for slot, key in SPREAD.items() if slot not in lost}
+    expected |= {b"again in %d" % slot for slot in lost}
+    assert set(await keys_of(path, 28)) == expected
+
+
+async def test_records_that_can_be_read_at_the_second_try_are_kept(tmp_path: Path) -> None:
+    path = tmp_path / "cold"
+    await make(path, SPREAD, num_blocks=28)
+    tier = DiskTier(path, 28, BLOCK)
+    tier.file_layer = BadSector(9, times=1)
+    assert {block.slot for block in await tier.open()} == set(SPREAD)
+    assert tier.recovery is not None
+    assert tier.recovery.damaged == 0
+    await tier.close()
+
+
+async def test_an_error_that_may_pass_drops_no_records(tmp_path: Path) -> None:
+    """The disk didn't say that they are lost: opening fails, and the next one finds all of them."""
+    path = tmp_path / "cold"
+    await make(path, SPREAD, num_blocks=28)
+    before = {file.name: file.read_bytes() for file in path.iterdir()}
+    tier = DiskTier(path, 28, BLOCK)
+    tier.file_layer = BadSector(9, number=errno.ESTALE)
+    with pytest.raises(TierUnavailableError, match="records"):
+        await tier.open()
+    assert before == {file.name: file.read_bytes() for file in path.iterdir()}
+    tier.file_layer = FileLayer()
+    assert {block.slot for block in await tier.open()} == set(SPREAD)
+    await tier.close()
 
 
 async def test_an_old_copy_of_a_block_is_dropped(tmp_path: Path) -> None:

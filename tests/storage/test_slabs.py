@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from kvoffload.storage import FileLayer, Threads
+from kvoffload.storage.files import FileLayer
 from kvoffload.storage.slabs import SlotFiles
 
 SLOT = 8
@@ -303,22 +303,3 @@ def test_a_link_is_not_followed(files: SlotFiles, tmp_path: Path) -> None:
     assert outcome is not None
     assert outcome.errno == errno.ELOOP
     assert victim.read_bytes() == b"precious"
-
-
-def test_the_last_call_closes_the_door() -> None:
-    """Threads tell when nobody is inside any more; a call refused was never inside."""
-    told: list[str] = []
-    go_on = threading.Event()
-    threads = Threads(1, "test", lambda: told.append("idle"))
-    running = threads.submit(go_on.wait, 30)
-    queued = threads.submit(told.append, "ran")
-    assert queued.cancel()
-    threads.retire()
-    assert told == []
-    with pytest.raises(RuntimeError):
-        threads.submit(told.append, "too late")
-    assert told == []
-    go_on.set()
-    assert running.result(30)
-    threads.shutdown()
-    assert told == ["idle"]

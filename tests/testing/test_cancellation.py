@@ -238,6 +238,15 @@ async def test_an_error_of_the_call_comes_out(how: How) -> None:
 
 
 @both_ways
+async def test_a_call_that_cancels_itself_is_an_error(how: How) -> None:
+    async def call() -> None:
+        raise asyncio.CancelledError
+
+    with pytest.raises(AssertionError, match="cancelled itself"):
+        await cancel_everywhere(call, how=how)
+
+
+@both_ways
 async def test_own_timeouts_of_the_call_are_no_matter(how: How) -> None:
     async def call() -> None:
         with anyio.move_on_after(0.001):

@@ -15,6 +15,10 @@ async def test_time_stands_still_until_advanced() -> None:
     assert clock() == 7.5
 
 
+def test_says_what_time_it_is() -> None:
+    assert repr(ManualClock(start=1.5)) == "<ManualClock at 1.5 s, 0 asleep>"
+
+
 async def test_time_does_not_run_backwards() -> None:
     clock = ManualClock()
     with pytest.raises(ValueError, match="back"):

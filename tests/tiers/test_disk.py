@@ -31,8 +31,8 @@ from kvoffload.errors import (
     TierLockedError,
     TierUnavailableError,
 )
-from kvoffload.storage import FileLayer
 from kvoffload.storage import format as fmt
+from kvoffload.storage.files import FileLayer
 from kvoffload.tiers.disk import DiskTier
 from kvoffload.types import Medium, StoredBlock, Tier
 

@@ -80,10 +80,12 @@ class Transfer:
         if level.tier.addressable:
             await self.copy_in(level, slots, payloads)
             return [None] * len(slots)
-        names = [self.canonical_key(key) for key in keys]
+        # The tail of a chain first: what is written last counts as the most recent after a crash.
+        names = [self.canonical_key(key) for key in reversed(keys)]
+        data = [payload.data for payload in reversed(payloads)]
         level.counters["queue_depth"] += len(slots)
         try:
-            outcomes = await level.tier.write(slots, [payload.data for payload in payloads], names)
+            outcomes = (await level.tier.write(slots[::-1], data, names))[::-1]
         except Exception as exc:  # noqa: BLE001  # whatever a tier raises is its failure
             outcomes = [_wrapped(exc, level.tier, "write", key) for key in keys]
         finally:
@@ -224,6 +226,8 @@ class Transfer:
     ) -> None:
         for key, outcome in zip(keys, outcomes, strict=True):
             if outcome is not None:
+                if outcome.block_hash is None:
+                    outcome.block_hash = key[1] if isinstance(key, tuple) else key
                 self.index.fail(level, [key], str(outcome))
 
 

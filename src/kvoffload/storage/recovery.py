@@ -6,30 +6,54 @@ made for, and keep the order of eviction.
 
 from __future__ import annotations
 
+import errno
 import logging
-from collections.abc import Callable, Sequence
-from concurrent.futures import Future
-from contextlib import suppress
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TypeVar
 
 import numpy as np
-from aiofiles.os import wrap
 from numpy.typing import NDArray
 
 from ..errors import ConfigError
 from ..types import StoredBlock
-from . import DirectoryLock, FileLayer, RecoveryReport, Threads, is_missing, raise_first
 from . import format as fmt
+from .directory import DirectoryLock
+from .files import FileLayer
+from .os_errors import is_missing, raise_first
 from .slabs import Blocks, SlotFiles
 
-_T = TypeVar("_T")
-
 _SCAN_SLOTS = 8192
+_PAGE_SLOTS = 8
+"""Records given up together where the disk can't read: 4096 bytes, as the system reads them.
+
+Nor could fewer be blanked, since it reads what a write leaves of a page.
+"""
 _SEQUENCE_JUMP = 2**32
 
 _log = logging.getLogger("kvoffload")
+
+
+@dataclass(frozen=True, slots=True)
+class RecoveryReport:
+    """What a disk tier found when it was opened; counts are blocks.
+
+    Attributes:
+        clean: Closed in good order, or new; the order of eviction is the one it was closed with.
+        blocks: Good ones, which are there now.
+        damaged: Dropped, for the record did not check or the payload isn't all there. Where
+            records can't be read, each slot counts, for it may have held a block.
+        duplicates: Older copies of a block that lay in two slots; dropped.
+        dropped: The coldest ones, for which there are fewer slots than before.
+        header_rebuilt: Neither copy of the header was good.
+    """
+
+    clean: bool
+    blocks: int
+    damaged: int = 0
+    duplicates: int = 0
+    dropped: int = 0
+    header_rebuilt: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -202,14 +226,39 @@ def recover(store: Store, num_blocks: int) -> Recovered:
 def _read_records(records: SlotFiles) -> fmt.RecordTable:
     num_slots = -(-records.extents().get(0, 0) // fmt.SECTOR_BYTES)
     tables = [fmt.parse_records(b"")]
+    errors: list[OSError] = []
     buffer = memoryview(bytearray(min(num_slots, _SCAN_SLOTS) * fmt.SECTOR_BYTES))
     for slot in range(0, num_slots, _SCAN_SLOTS):
         count = min(_SCAN_SLOTS, num_slots - slot)
-        part = buffer[: count * fmt.SECTOR_BYTES]
-        done = records.read_span(slot, part)
-        part[done:] = bytes(len(part) - done)  # a record cut off must not borrow an older one's end
-        tables.append(fmt.parse_records(part, slot))
+        tables += _read_piece(records, slot, buffer[: count * fmt.SECTOR_BYTES], errors)
+    if errors:
+        _log.warning("records can't be read (errors: %d, the first: %s)", len(errors), errors[0])
     return fmt.join_tables(tables)
+
+
+def _read_piece(
+    records: SlotFiles, slot: int, buffer: memoryview, errors: list[OSError]
+) -> list[fmt.RecordTable]:
+    """Read as many records as the buffer takes; what the disk can't read is damaged.
+
+    Other errors are raised: they may pass, and must not cost blocks.
+    """
+    try:
+        done = records.read_span(slot, buffer)
+    except OSError as exc:
+        if exc.errno != errno.EIO:
+            raise
+        count = len(buffer) // fmt.SECTOR_BYTES
+        if count <= _PAGE_SLOTS:
+            errors.append(exc)
+            return [replace(fmt.parse_records(b""), damaged=np.arange(slot, slot + count))]
+        tables = []
+        for first in range(0, count, _PAGE_SLOTS):
+            page = buffer[first * fmt.SECTOR_BYTES : (first + _PAGE_SLOTS) * fmt.SECTOR_BYTES]
+            tables += _read_piece(records, slot + first, page, errors)
+        return tables
+    buffer[done:] = bytes(len(buffer) - done)  # a record cut off must not borrow an older one's end
+    return [fmt.parse_records(buffer, slot)]
 
 
 def _payload_is_there(table: fmt.RecordTable, slabs: SlotFiles) -> NDArray[np.bool_]:
@@ -267,121 +316,3 @@ def _mismatch(path: Path, what: str, found: int, ours: int) -> ConfigError:
         f"{path} was made with {what} {found}, and this tier has {what} {ours}: "
         "give the same, or another path, or remove the directory"
     )
-
-
-class Session:
-    """What a tier holds from `open` to `close`: threads, and the files that they work on.
-
-    `run` is for the event loop; most other methods block, and are run on the threads. The last
-    call under way closes the files, so none ever meets one that was closed under it.
-    """
-
-    def __init__(
-        self, tier: str, store: Callable[[], Store], *, num_threads: int, sync_always: bool
-    ) -> None:
-        """Take the name of the tier, and how to make its files known."""
-        self.serving = False
-        self.closing = False
-        self.released = False
-        self.report: RecoveryReport | None = None
-        self.next_sequence = 0
-        self.threads = Threads(num_threads, tier, self.abandon)
-        self._tier = tier
-        self._make_store = store
-        self._sync_always = sync_always
-        self._header = fmt.Header(1, 1)
-        self._store: Store | None = None
-        self._blocks: Blocks | None = None
-        self._waiters: list[Future[None]] = []
-
-    async def run(self, call: Callable[[], _T]) -> _T:
-        """Make a call on the threads; it goes on when this is cancelled."""
-        return await wrap(call)(executor=self.threads)
-
-    def start(self, num_blocks: int) -> list[StoredBlock]:
-        """Lock, recover, and return the blocks, coldest first; on an error close all again."""
-        try:
-            store = self._store = self._make_store()
-            store.lock.acquire(self._tier)
-            recovered = recover(store, num_blocks)
-        except BaseException:
-            self.abandon()
-            raise
-        self._blocks, self._header = recovered.blocks, recovered.header
-        self.next_sequence = recovered.header.next_sequence
-        self.report = recovered.report
-        return recovered.found
-
-    def read(self, slots: list[int], into: list[memoryview]) -> list[OSError | None]:
-        """Read and check payloads; return one outcome a slot."""
-        return self._open()[1].read(slots, into)
-
-    def write(
-        self, slots: list[int], payloads: list[memoryview], keys: Sequence[bytes], sequence: int
-    ) -> list[OSError | None]:
-        """Write payloads and records; return one outcome a slot."""
-        store, blocks = self._open()
-        outcomes = blocks.write(slots, payloads, keys, sequence)
-        if self._sync_always:
-            try:
-                store.sync()
-            except OSError as exc:
-                unsure = [i for i, outcome in enumerate(outcomes) if outcome is None]
-                blocks.erase([slots[i] for i in unsure])
-                for i in unsure:
-                    outcomes[i] = exc
-        return outcomes
-
-    def erase(self, slots: list[int]) -> list[OSError | None]:
-        """Blank records; return one outcome a slot."""
-        store, blocks = self._open()
-        outcomes = blocks.erase(slots)
-        if self._sync_always:
-            store.sync()
-        return outcomes
-
-    def flush(self) -> None:
-        """Sync everything."""
-        self._open()[0].sync()
-
-    def finish(self, order: Sequence[int]) -> None:
-        """Wait for the other calls, sync, note that all is well, and close."""
-        self.threads.wait_for_others()
-        try:
-            store, blocks = self._open()
-            number = self._header.generation + 1
-            header = replace(self._header, generation=number, next_sequence=self.next_sequence)
-            store.write_clean(header, [slot for slot in dict.fromkeys(order) if blocks.holds(slot)])
-        finally:
-            self.abandon()
-
-    def abandon(self) -> None:
-        """Close the files as they are; idempotent. No other call may be under way."""
-        store, self._store, self._blocks = self._store, None, None
-        if store is not None:
-            store.close()
-        self.serving = False
-        self.released = True
-        self._notify()
-
-    def when_released(self) -> Future[None]:
-        """Return a future that is done when the files are closed."""
-        waiter: Future[None] = Future()
-        self._waiters.append(waiter)
-        if self.released:
-            self._notify()
-        return waiter
-
-    def _notify(self) -> None:
-        # Two threads may be here at once; each waiter is popped by one of them.
-        with suppress(IndexError):
-            while True:
-                waiter = self._waiters.pop()
-                if waiter.set_running_or_notify_cancel():
-                    waiter.set_result(None)
-
-    def _open(self) -> tuple[Store, Blocks]:
-        # No call is made but after `start`, and the last one under way closes.
-        assert self._store is not None
-        assert self._blocks is not None
-        return self._store, self._blocks

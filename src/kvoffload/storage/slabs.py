@@ -16,8 +16,9 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from . import FileLayer, move_run, naming
 from . import format as fmt
+from .files import FileLayer, move_run
+from .os_errors import naming
 
 MAX_OPEN_FILES = 64
 """Idle files of one kind that are kept open; beyond it the least recently used is closed."""

@@ -14,8 +14,10 @@ from weakref import WeakSet
 
 from ..errors import ClosedError, ConfigError, TierError, TierLockedError, TierUnavailableError
 from ..keys import MAX_KEY_BYTES
-from ..storage import FileLayer, RecoveryReport, tier_error
-from ..storage.recovery import Session, Store
+from ..storage.files import FileLayer
+from ..storage.os_errors import tier_error
+from ..storage.recovery import RecoveryReport, Store
+from ..storage.session import Session
 from ..types import ByteArray, Medium, StoredBlock
 from .geometry import check_geometry
 

@@ -76,6 +76,19 @@ class EvictSuite(ManagerSuite):
             assert set(await kv.evict(num_blocks=2)) == set(hashes[:2])
             assert await self.evict_one_by_one(kv) == hashes[2:]
 
+    async def test_evict_num_blocks_starts_at_the_bottom(self, manager: OffloadingManager) -> None:
+        """Lowest tier first, in every policy: what lies hot was found worth it."""
+        if not self.lower_blocks:
+            pytest.skip("one tier")
+        async with self.opened(manager) as kv:
+            hashes = await self.fill(kv, self.capacity)
+            await self.put(kv, [hashes[-1]])
+            hot = kv.locate(hashes[-1:])[0].tier
+            tiers = dict(zip(hashes, [each.tier for each in kv.locate(hashes)], strict=True))
+            below = {each for each, tier in tiers.items() if tier != hot}
+            assert len(below) == self.lower_blocks
+            assert set(await kv.evict(num_blocks=self.lower_blocks)) == below
+
     async def test_explicit_eviction_is_not_counted_as_pressure(
         self, manager: OffloadingManager
     ) -> None:

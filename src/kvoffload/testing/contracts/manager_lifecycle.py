@@ -124,6 +124,18 @@ class LifecycleSuite(ManagerSuite):
         with pytest.raises(ClosedError):
             await manager.lookup(["a"])
 
+    async def test_leaves_no_task_behind(self, manager: OffloadingManager) -> None:
+        """Every task has an owner that awaits it, also those of calls that were cancelled."""
+        before = asyncio.all_tasks()
+        async with self.opened(manager) as kv:
+            await self.fill(kv, self.capacity + 1)
+            with anyio.CancelScope() as scope:
+                scope.cancel()
+                await kv.store(chain("c", 4), self.payloads(chain("c", 4)))
+            await kv.prepare_store(["c0"])
+            await kv.complete_store(["c0"], success=False)
+        assert asyncio.all_tasks() == before
+
     # Loops and threads
 
     @pytest.mark.parametrize("call", MORE_CALLS)

@@ -112,6 +112,22 @@ class PrepareSuite(ManagerSuite):
             stay = [each for each in old if each not in output.block_hashes_evicted]
             await self.check_bytes(kv, ["new0", "new1", *stay])
 
+    async def test_prepare_moves_blocks_down(self, manager: OffloadingManager) -> None:
+        """The slots are those of the hot tier; where there is room below, nothing leaves."""
+        if self.lower_blocks < self.hot_blocks:
+            pytest.skip("too little room below")
+        async with self.opened(manager) as kv:
+            old = await self.fill(kv, self.hot_blocks)
+            hot = kv.locate(old)[0].tier
+            hashes = chain("c", self.hot_blocks)
+            output = await self.prepared(kv, hashes)
+            assert output.block_hashes_evicted == ()
+            assert {entry.tier for entry in output.store_spec.entries} == {hot}
+            assert self.ready(kv, old) == old
+            self.write_all(output.store_spec)
+            await kv.complete_store(hashes)
+            await self.check_bytes(kv, [*old, *hashes])
+
     async def test_prepare_of_more_than_the_hot_tier_has(self, manager: OffloadingManager) -> None:
         """`None`, and nothing was changed: no block left, no slot is reserved."""
         async with self.opened(manager) as kv:

@@ -156,6 +156,19 @@ class StoreSuite(ManagerSuite):
             await self.check_bytes(kv, hashes)
             assert self.states(kv, hashes) == [READY] * self.capacity
 
+    async def test_copies_give_way_before_blocks(self, manager: OffloadingManager) -> None:
+        """What a flush copied down takes no room from blocks that lie nowhere else."""
+        if not self.durable_blocks:
+            pytest.skip("memory alone")
+        async with self.opened(manager) as kv:
+            hashes = await self.fill(kv, min(self.hot_blocks, self.durable_blocks))
+            await kv.flush()
+            hashes += await self.fill(kv, self.capacity - len(hashes), "more")
+            assert kv.get_stats().evictions == 0
+            assert self.ready(kv, hashes) == hashes
+            self.check_slots(kv)
+            await self.check_bytes(kv, hashes)
+
     async def test_what_exceeds_the_hot_tier_spills_down(self, manager: OffloadingManager) -> None:
         """In the same call, and the head of the chain is the hottest."""
         if not self.lower_blocks:

@@ -1,0 +1,117 @@
+"""The file calls that the cold tier makes, which tests can make fail; moving runs of slots by them.
+
+All of it blocks, and raises `OSError`.
+"""
+
+from __future__ import annotations
+
+import errno
+import fcntl
+import os
+from collections.abc import Callable
+from pathlib import Path
+
+
+class FileLayer:
+    """The file calls that the tier makes; a subclass can make them fail.
+
+    Each is about one call of the operating system and raises `OSError` as that does.
+    """
+
+    def make_directory(self, path: Path) -> None:
+        """Make the directory, closed to others, and the ones above it, where they are missing.
+
+        What was made survives a power loss.
+        """
+        missing = [place for place in (path, *path.parents) if not place.exists()]
+        path.mkdir(mode=0o700, parents=True, exist_ok=True)
+        for place in missing:
+            fd = self.open(place.parent, os.O_RDONLY | os.O_DIRECTORY)
+            try:
+                self.sync(fd, names=True)
+            finally:
+                self.close(fd)
+
+    def list_directory(self, path: Path) -> list[str]:
+        """Return the names in a directory."""
+        return [entry.name for entry in path.iterdir()]
+
+    def open(self, path: Path, flags: int) -> int:
+        """Open a file, closed to others where it is made and never a link, or a directory."""
+        follow = 0 if flags & os.O_DIRECTORY else os.O_NOFOLLOW
+        return os.open(path, flags | follow | os.O_CLOEXEC, 0o600)
+
+    def close(self, fd: int) -> None:
+        """Close a file."""
+        os.close(fd)
+
+    def lock(self, fd: int) -> None:
+        """Lock a file for one opener, or raise `BlockingIOError`."""
+        fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+
+    def size(self, fd: int) -> int:
+        """Return the bytes of a file."""
+        return os.fstat(fd).st_size
+
+    def preadv(self, fd: int, buffers: list[memoryview], offset: int) -> int:
+        """Read into the buffers; return how many bytes there were."""
+        return os.preadv(fd, buffers, offset)
+
+    def pwritev(self, fd: int, buffers: list[memoryview], offset: int) -> int:
+        """Write the buffers; return how many bytes were taken."""
+        return os.pwritev(fd, buffers, offset)
+
+    def truncate(self, fd: int, size: int) -> None:
+        """Set the bytes of a file; more is a hole."""
+        os.ftruncate(fd, size)
+
+    def sync(self, fd: int, *, names: bool = False) -> None:
+        """Make a file's bytes and length, or the `names` in a directory, survive a power loss."""
+        # macOS has no fdatasync; and names are metadata, which fdatasync may leave out.
+        (os.fsync if names else getattr(os, "fdatasync", os.fsync))(fd)
+
+    def unlink(self, path: Path) -> None:
+        """Remove a file."""
+        path.unlink()
+
+
+def move_run(
+    transfer: Callable[[int, list[memoryview], int], int],
+    fd: int,
+    views: list[memoryview],
+    offset: int,
+    slot_bytes: int,
+) -> list[OSError | None]:
+    """Move views that lie one after the other, by as few calls as it takes.
+
+    An error stops the slot that it met, and the next one goes on.
+
+    Args:
+        transfer: Vectored read or write at an offset; returns the bytes moved.
+        fd: The file.
+        views: Flat views of bytes, none empty; all but the last are a slot long.
+        offset: Where the first one starts in the file.
+        slot_bytes: Bytes from one to the next.
+
+    Returns:
+        One outcome a view; `errno.ENODATA` where the file ends too early.
+    """
+    outcomes: list[OSError | None] = [None] * len(views)
+    at = 0  # the view to go on with
+    done = 0  # its bytes moved so far
+    while at < len(views):
+        rest = [views[at][done:], *views[at + 1 :]]
+        try:
+            moved = transfer(fd, rest, offset + at * slot_bytes + done)
+            if not moved:
+                raise OSError(errno.ENODATA, "the file ends before the payload does")
+        except OSError as exc:
+            outcomes[at] = exc
+            at += 1
+            done = 0
+            continue
+        done += moved
+        while at < len(views) and done >= len(views[at]):
+            done -= len(views[at])
+            at += 1
+    return outcomes

@@ -1,0 +1,28 @@
+"""The tier's executor: it tells when nobody is inside any more."""
+
+from __future__ import annotations
+
+import threading
+
+import pytest
+
+from kvoffload.storage.threads import Threads
+
+
+def test_the_last_call_closes_the_door() -> None:
+    """Threads tell when nobody is inside any more; a call refused was never inside."""
+    told: list[str] = []
+    go_on = threading.Event()
+    threads = Threads(1, "test", lambda: told.append("idle"))
+    running = threads.submit(go_on.wait, 30)
+    queued = threads.submit(told.append, "ran")
+    assert queued.cancel()
+    threads.retire()
+    assert told == []
+    with pytest.raises(RuntimeError):
+        threads.submit(told.append, "too late")
+    assert told == []
+    go_on.set()
+    assert running.result(30)
+    threads.shutdown()
+    assert told == ["idle"]
