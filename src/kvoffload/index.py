@@ -252,7 +252,7 @@ class Index:
                 if entry.level:
                     entry.uses_below += 1
         if self.prefetched:
-            useful = self.prefetched.intersection(keys)
+            useful = self.prefetched.intersection(keys) & self.ready.keys()
             self.prefetched -= useful
             self.count("prefetch_useful", useful)
 

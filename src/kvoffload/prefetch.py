@@ -23,7 +23,8 @@ class Prefetcher:
     Args:
         index: Where the blocks are to come.
         wanted: Says whether fetching a block would make sense now.
-        fetch: Fetches a batch; returns the keys that came. It may raise: that costs the batch.
+        fetch: Fetches a batch, notes in `index.prefetched` what came, and returns it. It may
+            raise: that costs the batch.
         batch_blocks: Most blocks given to one `fetch`.
         workers: Batches fetched at a time.
     """
@@ -89,5 +90,4 @@ class Prefetcher:
             came = await self._fetch(batch)
         except Exception as exc:  # noqa: BLE001  # a hint must not end the task that runs hints
             log.warning("prefetching %d blocks failed: %r", len(batch), exc)
-        index.prefetched.update(key for key in came if key in index.ready)
         index.count("prefetch_dropped", [key for key in batch if key not in came])

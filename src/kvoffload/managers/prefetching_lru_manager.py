@@ -101,30 +101,31 @@ class PrefetchingLRUManager(Manager):
         return key not in self._core.index.ready and key not in self._core.index.pending
 
     async def _fetch(self, keys: Sequence[Key]) -> Sequence[Key]:
-        came: list[Key] = []
+        index = self._core.index
         for key in keys:
+            index.prefetched.add(key)  # now, for it may be used before this task's next turn
             try:
-                stored = await self._fetch_one(key)
+                await self._fetch_one(key)
             except KeyError:
-                continue  # the source does not have it
+                pass  # the source does not have it
             except Exception as exc:
-                level = self._core.index.levels[0]
-                self._core.index.fail(level, [key], f"source: {exc!r}")
+                index.fail(index.levels[0], [key], f"source: {exc!r}")
                 raise
-            if stored:
-                came.append(key)
-        return came
+            finally:
+                if key not in index.ready:
+                    index.prefetched.discard(key)
+        return [key for key in keys if key in index.ready]
 
-    async def _fetch_one(self, key: Key) -> bool:
+    async def _fetch_one(self, key: Key) -> None:
         block_hash = cast(BlockHash, key)  # keys of the own namespace are bare hashes
         core = self._core
         if not hasattr(self._source, "load"):
             payload = await self._source.read(block_hash)
-            data = check_payloads([payload], core.block_bytes)
-            return bool((await core.store([key], data)).stored)
+            await core.store([key], check_payloads([payload], core.block_bytes))
+            return
         async with self._source.load([block_hash]) as lease:
             data = check_payloads(lease, core.block_bytes)
             try:
-                return bool((await core.store([key], data)).stored)
+                await core.store([key], data)
             finally:
                 data.clear()  # or it would outlive the lease

@@ -291,6 +291,8 @@ class Loading:
             self._index.release(0, grants)
             self._index.pin([flight.entry for flight in flights])
             await self._read_all(flights)
+            came = [flight.entry.key for flight in flights if not flight.entry.level]
+            self._index.prefetched.update(came)
         finally:
             self._land(flights)
             self._index.unpin(entries)

@@ -47,6 +47,16 @@ class RecencyQueue:
             elif self._parked.pop(key, None) is not None:
                 order[key] = None
 
+    def renew(self, keys: Sequence[Key]) -> None:
+        """Make the keys the most recent, whether they are in the queue or not."""
+        order = self._order
+        for key in reversed(keys):
+            if key in order:
+                order.move_to_end(key)
+            else:
+                self._parked.pop(key, None)
+                order[key] = None
+
     def discard(self, keys: Sequence[Key]) -> None:
         """Remove those of the keys that are in the queue."""
         order = self._order

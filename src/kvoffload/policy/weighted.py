@@ -147,7 +147,7 @@ class WeightedPolicy:
         pasts = [self._resident.get(key, _UNUSED) for key in keys]
         self._note_gap(pasts)
         below_hit = bool(pasts) and pasts[0].uses > 0
-        moves: dict[tuple[int, int], list[Key]] = {}
+        moves: dict[int, list[tuple[Key, int]]] = {}
         shared: dict[int, _Past] = {}
         for key, past in zip(keys, pasts, strict=True):
             if key not in self._resident:
@@ -161,15 +161,15 @@ class WeightedPolicy:
                 self._reused[past.use_class] += 1
             self._born[now.use_class] += 1
             self._resident[key] = now
-            moves.setdefault((past.use_class, now.use_class), []).append(key)
+            moves.setdefault(now.use_class, []).append((key, past.use_class))
         for queues in self._levels:
-            for (old, new), moved in moves.items():
-                if old == new:
-                    queues[new].use(moved)
-                else:
-                    here = [key for key in moved if key in queues[old]]
-                    queues[old].discard(here)
-                    queues[new].push(here)
+            for new, moved in moves.items():
+                here = [(key, old) for key, old in moved if key in queues[old]]
+                for key, old in here:
+                    if old != new:
+                        queues[old].discard((key,))
+                # Together, whatever class they came from: the chain's order is theirs now.
+                queues[new].renew([key for key, _ in here])
         if self._now % RELEARN_USES == 0:
             self._relearn()
 

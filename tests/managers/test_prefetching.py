@@ -1,0 +1,214 @@
+"""Hints: what they fetch, what they cost, and that they never wait, break or mislead."""
+
+from __future__ import annotations
+
+import anyio
+import pytest
+
+from kvoffload import (
+    AsyncLRUManager,
+    BlockHash,
+    BlockNotFoundError,
+    ConfigError,
+    EventKind,
+    LRUOffloadManager,
+    MemoryTier,
+    PrefetchingLRUManager,
+)
+from kvoffload.prefetch import QUEUE_BLOCKS
+from kvoffload.testing import DictSource, FaultyTier, RestartableTier, eventually, payload_for
+
+SIZE = 64
+
+
+class SlowSource:
+    """A source that answers when it is told to, and knows how many reads are under way."""
+
+    def __init__(self) -> None:
+        self.reading: list[BlockHash] = []
+        self.most = 0
+        self.go = anyio.Event()
+
+    async def read(self, block_hash: BlockHash) -> bytes:
+        self.reading.append(block_hash)
+        self.most = max(self.most, len(self.reading))
+        await self.go.wait()
+        self.reading.remove(block_hash)
+        return payload_for(block_hash, SIZE)
+
+
+class TestFromASource:
+    async def test_hinted_blocks_come(self) -> None:
+        """And are useful when they are used, wasted when they leave before."""
+        source = DictSource.of(range(9), SIZE)
+        async with PrefetchingLRUManager(MemoryTier(4, SIZE), source=source) as kv:
+            assert kv.hint_prefetch(range(4)) == 4
+            await eventually(lambda: kv.get_stats().stored == 4)
+            async with kv.load([0, 1]) as lease:
+                assert bytes(lease[1]) == payload_for(1, SIZE)
+            assert kv.hint_prefetch([0, 1, 4, 5]) == 2
+            await eventually(lambda: kv.get_stats().stored == 6)
+            stats = kv.get_stats()
+            assert (stats.prefetch_issued, stats.prefetch_useful) == (6, 2)
+            assert (stats.prefetch_wasted, stats.prefetch_dropped) == (2, 0)
+            kv.check_invariants()
+
+    async def test_load_never_reads_through(self) -> None:
+        """What was not fetched in time is a miss, for reading it may cost more than recomputing."""
+        source = DictSource.of([1], SIZE)
+        async with PrefetchingLRUManager(MemoryTier(4, SIZE), source=source) as kv:
+            with pytest.raises(BlockNotFoundError):
+                async with kv.load([1]):
+                    pass
+            assert await kv.lookup([1]) == 0
+
+    async def test_from_another_manager(self) -> None:
+        """Which its owner opens and closes; no view of it outlives its lease."""
+        async with LRUOffloadManager(MemoryTier(4, SIZE)) as big:
+            await big.store([1, 2], [payload_for(1, SIZE), payload_for(2, SIZE)])
+            async with PrefetchingLRUManager(MemoryTier(2, SIZE), source=big) as kv:
+                assert kv.hint_prefetch([1, 2, 3]) == 3
+                await eventually(lambda: kv.get_stats().prefetch_dropped == 1)
+                async with kv.load([1, 2]) as lease:
+                    assert bytes(lease[1]) == payload_for(2, SIZE)
+            assert await big.lookup([1, 2]) == 2
+            assert big.get_stats().pinned == 0
+
+    async def test_lookahead_bounds_reads_not_hints(self) -> None:
+        """A hint of any length is taken, and so many blocks are read at a time."""
+        source = SlowSource()
+        async with PrefetchingLRUManager(
+            MemoryTier(16, SIZE), source=source, prefetch_lookahead=3
+        ) as kv:
+            assert kv.hint_prefetch(range(16)) == 16
+            await eventually(lambda: len(source.reading) == 3)
+            assert kv.hint_prefetch(range(16)) <= 3  # only what is being read may be asked again
+            source.go.set()
+            await eventually(lambda: kv.get_stats().stored == 16)
+            assert source.most == 3
+
+    async def test_cancel(self) -> None:
+        """What waits is forgotten and counted; what is being read comes."""
+        source = SlowSource()
+        async with PrefetchingLRUManager(
+            MemoryTier(16, SIZE), source=source, prefetch_lookahead=1
+        ) as kv:
+            kv.hint_prefetch([1, 2, 3])
+            await eventually(lambda: source.reading == [1])
+            assert kv.cancel_prefetch([1, 2, 99]) == 1
+            source.go.set()
+            await eventually(lambda: kv.get_stats().stored == 2)
+            assert await kv.lookup([1]) == await kv.lookup([3]) == 1
+            assert await kv.lookup([2]) == 0
+            assert kv.get_stats().prefetch_dropped == 1
+
+    async def test_a_full_queue_drops_and_counts(self) -> None:
+        """A hint never waits and never grows without bound."""
+        source = SlowSource()
+        async with PrefetchingLRUManager(
+            MemoryTier(1, SIZE), source=source, prefetch_lookahead=1
+        ) as kv:
+            assert kv.hint_prefetch(range(QUEUE_BLOCKS + 10)) == QUEUE_BLOCKS
+            assert kv.get_stats().prefetch_dropped == 10
+
+    async def test_a_source_that_fails(self) -> None:
+        """An event and a counter; the task that runs hints goes on."""
+
+        class Failing(DictSource):
+            async def read(self, block_hash: BlockHash) -> bytes:
+                if block_hash == 1:
+                    raise ConnectionResetError("gone")
+                return bytes(await super().read(block_hash))
+
+        source = Failing.of([1, 2], SIZE)
+        async with PrefetchingLRUManager(MemoryTier(4, SIZE), source=source) as kv:
+            events = kv.events()
+            kv.hint_prefetch([1, 2])
+            await eventually(lambda: kv.get_stats().stored == 1)
+            await eventually(lambda: kv.get_stats().io_errors == 1)
+            assert kv.get_stats().prefetch_dropped == 1
+        told = [event async for event in events if event.kind is EventKind.FAILED]
+        assert [event.block_hashes for event in told] == [(1,)]
+        assert "gone" in told[0].detail
+
+    async def test_a_source_with_too_long_a_payload(self) -> None:
+        """Costs that block alone."""
+        source = DictSource({1: b"x" * (SIZE + 1), 2: b"x"})
+        async with PrefetchingLRUManager(MemoryTier(4, SIZE), source=source) as kv:
+            kv.hint_prefetch([1, 2])
+            await eventually(lambda: kv.get_stats().stored == 1)
+            await eventually(lambda: kv.get_stats().prefetch_dropped == 1)
+
+    async def test_closing_does_not_wait_for_a_source(self) -> None:
+        """A source that never answers does not hang the close, and no task is left."""
+        source = SlowSource()
+        async with PrefetchingLRUManager(MemoryTier(4, SIZE), source=source) as kv:
+            kv.hint_prefetch([1, 2])
+            await eventually(lambda: len(source.reading) == 2)
+
+    async def test_what_is_no_source(self) -> None:
+        """Found when the manager is made."""
+        with pytest.raises(ConfigError, match="source must have"):
+            PrefetchingLRUManager(MemoryTier(4, SIZE), source={})  # type: ignore[arg-type]  # wrong
+        with pytest.raises(ConfigError, match="prefetch_lookahead must be an integer"):
+            PrefetchingLRUManager(MemoryTier(4, SIZE), source=DictSource(), prefetch_lookahead=0)
+
+
+class TestFromLowerTiers:
+    async def test_cold_blocks_come_up(self) -> None:
+        """Hinted blocks are in hot when the request comes; absent ones are nobody's business."""
+        cold = RestartableTier(8, SIZE, name="cold")
+        async with AsyncLRUManager(hot=MemoryTier(2, SIZE), cold=cold) as kv:
+            await kv.store(range(6), [payload_for(number, SIZE) for number in range(6)])
+            assert kv.hint_prefetch([0, 4, 5, 77]) == 2
+            await eventually(lambda: kv.get_stats().promotions == 2)
+            assert [location.tier for location in kv.locate([4, 5])] == ["hot", "hot"]
+            async with kv.load([4]) as lease:
+                assert bytes(lease[0]) == payload_for(4, SIZE)
+            stats = kv.get_stats()
+            assert (stats.prefetch_issued, stats.prefetch_useful) == (2, 1)
+            kv.check_invariants()
+
+    async def test_a_load_does_not_wait_for_a_hint(self) -> None:
+        """A caller that needs a block that was hinted gets it, whichever comes first."""
+        cold = FaultyTier(RestartableTier(8, SIZE, name="cold"))
+        async with AsyncLRUManager(hot=MemoryTier(2, SIZE), cold=cold) as kv:
+            await kv.store(range(6), [payload_for(number, SIZE) for number in range(6)])
+            with cold.hang("read") as hang:
+                kv.hint_prefetch([3, 4])
+                await hang.entered.wait()
+                async with anyio.create_task_group() as tasks:
+
+                    async def look() -> None:
+                        async with kv.load([3, 5]) as lease:
+                            assert bytes(lease[0]) == payload_for(3, SIZE)
+
+                    tasks.start_soon(look)
+                    await anyio.lowlevel.checkpoint()
+                    hang.release()
+            await eventually(lambda: kv.get_stats().pinned == 0)
+            kv.check_invariants()
+
+    async def test_no_room_above(self) -> None:
+        """All of hot is pinned: the hint is dropped and counted, and nothing is evicted."""
+        cold = RestartableTier(8, SIZE, name="cold")
+        async with AsyncLRUManager(hot=MemoryTier(2, SIZE), cold=cold) as kv:
+            await kv.store(range(4), [payload_for(number, SIZE) for number in range(4)])
+            async with kv.load([0, 1]):
+                kv.hint_prefetch([2])
+                await eventually(lambda: kv.get_stats().prefetch_dropped == 1)
+                assert [location.tier for location in kv.locate([0, 1, 2])] == ["hot"] * 2 + [
+                    "cold"
+                ]
+
+    async def test_a_namespace_hints_its_own(self) -> None:
+        """The same hash in another namespace stays where it is."""
+        cold = RestartableTier(8, SIZE, name="cold")
+        async with AsyncLRUManager(hot=MemoryTier(1, SIZE), cold=cold) as kv:
+            view = kv.namespace("t")
+            await view.store(["a", "x"], [b"1", b"2"])
+            await kv.store(["b", "x"], [b"3", b"4"])
+            assert view.hint_prefetch(["x"]) == 1
+            await eventually(lambda: view.locate(["x"])[0].tier == "hot")
+            assert kv.locate(["x"])[0].tier == "cold"
+            assert view.get_stats().promotions == 1
