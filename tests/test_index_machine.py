@@ -19,8 +19,9 @@ from kvoffload import (
     TierError,
     WeightedPolicy,
 )
+from kvoffload.blocks import BlockEntry, Grant, Move
 from kvoffload.events import EventHub
-from kvoffload.index import BlockEntry, Grant, Index, Move
+from kvoffload.index import Index
 from kvoffload.testing import ManualClock
 from kvoffload.types import ByteArray, StoredBlock
 

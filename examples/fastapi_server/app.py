@@ -1,6 +1,6 @@
 """A block cache as an HTTP service: `AsyncLRUManager` in the lifespan of a FastAPI application.
 
-python -m uvicorn examples.fastapi_server.app:app
+Run it with `python -m uvicorn examples.fastapi_server.app:app`; the README beside it says more.
 """
 
 from __future__ import annotations
@@ -65,7 +65,7 @@ class Tenant(OffloadingManager, Protocol):
         """Queue blocks to be brought up; see `AsyncLRUManager.hint_prefetch`."""
 
 
-# Dependencies are coroutines, for FastAPI runs what is none in a thread.
+# Dependencies and handlers are coroutines: FastAPI runs others in threads, where managers refuse.
 
 
 async def settings_of(request: Request) -> ServiceSettings:
@@ -132,7 +132,7 @@ async def put_block(hash_hex: HashPath, request: Request, kv: KV) -> Response:
 
 @app.post("/blocks", response_model=Stored, **UPLOAD)
 async def post_blocks(request: Request, kv: KV, settings: Settings) -> Response:
-    r"""Store blocks of one prompt in one call.
+    """Store blocks of one prompt in one call.
 
     The body is a line of JSON, `{"blocks": [{"hash": "9f...", "size": 65536}, ...]}`, and after it
     the payloads, one right after the other. If there is no room for all, the first ones are kept.
@@ -222,7 +222,11 @@ async def clear(kv: KV) -> Response:
 
 @app.get("/stats")
 async def stats(kv: KV) -> ManagerStats:
-    """Return the counters of the namespace."""
+    """Return the counters of the namespace.
+
+    For a tier these are the blocks and bytes that it has of the namespace; what else is counted of
+    a tier, reads for instance, is counted for all together: see /healthz.
+    """
     return kv.get_stats()
 
 

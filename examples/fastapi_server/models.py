@@ -19,8 +19,8 @@ from pydantic import (
 
 from kvoffload import BlockState, TierStats
 
-MAX_HASHES = 4096
-"""Blocks that one call may name."""
+MAX_HASHES = 2048
+"""Blocks that one call may name; to read and answer as many holds the event loop for some ms."""
 
 HEX = re.compile(r"(?:[0-9a-fA-F]{2})+")
 EXAMPLE = "9f86d081884c7d659a2feaa0c55ad015a3bf4f1b2b0b822cd15d6c15b0f00a08"

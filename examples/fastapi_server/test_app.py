@@ -11,6 +11,7 @@ import json
 import os
 import random
 import re
+import shutil
 import signal
 import socket
 import struct
@@ -272,6 +273,8 @@ async def test_of_a_prompt_the_tail_leaves_first(server: Server) -> None:
 async def test_nothing_of_a_prompt_may_be_there(server: Server) -> None:
     """Then the batch is empty; that is an answer, not an error."""
     async with tenant(server, "nothing") as client:
+        loaded = await client.post("/load", json={"hashes": []})
+        assert (loaded.status_code, loaded.content) == (200, batch_of({}))
         loaded = await client.post("/load", json={"hashes": [hash_of(0)]})
         assert (loaded.status_code, loaded.content) == (200, batch_of({}))
         again = await client.post("/blocks", content=loaded.content, headers=OCTETS)
@@ -513,8 +516,8 @@ BAD_REQUESTS: dict[str, tuple[int, str, str, bytes]] = {
     "hashes of another type": (422, "POST", "/load", b'{"hashes": [1]}'),
     "hashes that are no list": (422, "POST", "/prefetch", b'{"hashes": "ab"}'),
     "unknown field": (422, "POST", "/prefetch", b'{"hashes": [], "urgent": true}'),
-    "too many hashes": (422, "POST", "/lookup", json.dumps({"hashes": ["ab"] * 4097}).encode()),
-    "too much JSON": (413, "POST", "/lookup", b" " * (1024 * 1024 + 1)),
+    "too many hashes": (422, "POST", "/lookup", json.dumps({"hashes": ["ab"] * 2049}).encode()),
+    "too much JSON": (413, "POST", "/lookup", b" " * (512 * 1024 + 1)),
     "nothing to evict": (422, "POST", "/evict", b"{}"),
     "two ways to evict": (422, "POST", "/evict", b'{"hashes": ["ab"], "num_blocks": 1}'),
     "fewer than none": (422, "POST", "/evict", b'{"num_blocks": -1}'),
@@ -663,6 +666,29 @@ async def test_a_client_that_dawdles_is_given_up(tmp_path: Path) -> None:
                 assert len(await read_to_end(download)) < BLOCK_BYTES
             assert (await asyncio.wait_for(reader.read(), 10)).startswith(b"HTTP/1.1 408 ")
         assert (await client.get(f"/blocks/{NAME}")).status_code == 404
+
+
+@pytest.mark.skipif(shutil.which("curl") is None, reason="curl is not installed")
+async def test_the_session_of_the_readme_is_true(tmp_path: Path) -> None:
+    """Each command of it gives what it is said to give, the service being restarted in between."""
+    text = Path(__file__).with_name("README.md").read_text()
+    sessions = re.findall(r"^```console\n(.*?)^```", text, re.DOTALL | re.MULTILINE)
+    variables = "\n".join(sessions[0].splitlines()[:2])
+    assert len(sessions) == 2
+    for session in (sessions[0], variables + "\n\n" + sessions[1]):
+        steps = [
+            step.partition("\n") for step in re.split(r"^\$ ", session, flags=re.MULTILINE)[1:]
+        ]
+        async with running(tmp_path, block_bytes=65536) as server:
+            script = "".join(f"{command}\nprintf '\\0'\n" for command, _, _ in steps)
+            process = await asyncio.create_subprocess_exec(
+                *("bash", "-c", script.replace(":8000", f":{server.port}")),
+                cwd=tmp_path,
+                stdout=asyncio.subprocess.PIPE,
+            )
+            output, _ = await process.communicate()
+        told = [expected.strip() for _, _, expected in steps]
+        assert [each.strip() for each in output.decode().split("\0")[:-1]] == told
 
 
 @asynccontextmanager

@@ -24,7 +24,7 @@ log = logging.getLogger("uvicorn.error")  # where uvicorn's own lines go
 CHUNK_BYTES = 256 * 1024
 """Bytes copied and sent at a time; more would hold the event loop for too long."""
 
-MAX_JSON_BYTES = 1024 * 1024
+MAX_JSON_BYTES = 512 * 1024
 """Longest body of JSON, or manifest: parsing it holds the event loop too."""
 
 OCTETS = "application/octet-stream"

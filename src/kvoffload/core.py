@@ -6,9 +6,10 @@ import logging
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
+from .blocks import BlockEntry
 from .errors import BlockNotFoundError, ConfigError
 from .events import EventHub
-from .index import BlockEntry, Index
+from .index import Index
 from .jobs import Jobs
 from .keys import check_namespace, decode_key
 from .lifecycle import Lifecycle
@@ -17,6 +18,7 @@ from .movement.durability import Durability
 from .movement.loading import Loading
 from .movement.storing import Stored, Storing
 from .movement.transfer import Transfer
+from .named import Named
 from .prefetch import Prefetcher
 from .twophase import TwoPhase
 from .types import BlockHash, BlockState, ByteArray, Clock, EvictionPolicy, Key, RejectReason, Tier
@@ -162,28 +164,30 @@ class Core:
             bytes_of.setdefault(key, payload)
         new = self.unknown(keys)
         outcome = Outcome(present=[key for key in bytes_of if index.state(key) is not ABSENT])
-        held = [index.ready[key] for key in outcome.present if key in index.ready]
-        index.pin(held)
+        named = Named(index, outcome.present)
         try:
-            stored = await self.storing.store(new, [bytes_of[key] for key in new], len(held))
+            stored = await self.storing.store(new, [bytes_of[key] for key in new], named)
         finally:
-            index.unpin(held)
+            named.release()
         taken = {entry.key for entry in stored.stored}
         outcome.stored = [key for key in new if key in taken]
         outcome.rejected = stored.rejected
         outcome.evicted = stored.evicted
         return outcome
 
-    async def reserve(self, keys: Sequence[Key], sizes: Sequence[int]) -> Stored | None:
+    async def reserve(
+        self, keys: Sequence[Key], sizes: Sequence[int], named: Named
+    ) -> Stored | None:
         """Reserve slots of the hottest tier for new blocks; `None` if there is no room."""
         hottest = self.index.levels[0]
+        named.hold()
         if hottest.room < len(keys) and not (
             self.storing.moving and len(keys) <= hottest.slots.capacity
         ):
             return None
         reserved = self.storing.reserve_now(keys, sizes)
         if reserved is None:
-            reserved = await self.storing.reserve(keys, sizes)
+            reserved = await self.storing.reserve(keys, sizes, named)
         if reserved is None:
             return None
         if not hottest.tier.addressable and not self.two_phase.stage(reserved.stored):

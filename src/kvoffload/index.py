@@ -7,170 +7,18 @@ decided, so that no other task can decide against it.
 
 from __future__ import annotations
 
-from collections import OrderedDict
 from collections.abc import Collection, Iterable, Sequence
-from dataclasses import dataclass
 from operator import attrgetter
 
+from .blocks import BlockEntry, Grant, Move
 from .events import EventHub, EventKind
-from .lru_entry import LRUEntry
-from .metrics import TIER_COUNTERS, TierStats, new_counters
+from .levels import Level
+from .metrics import new_counters
 from .signals import Signal
-from .slots import Slots
 from .types import BlockState, Clock, EvictionPolicy, Key, RejectReason, Tier
 
 _SIZE = attrgetter("size")
 READY, PENDING, ABSENT = BlockState.READY, BlockState.PENDING, BlockState.ABSENT
-
-
-class BlockEntry(LRUEntry):
-    """A block as the index keeps it.
-
-    Attributes:
-        key: The hash, with the namespace where it is not the manager's own.
-        size: Payload bytes.
-        level: Number of the highest tier that has it; `slot` is the slot there.
-        copies: Slots of clean copies further down, by level.
-        move: The demotion under way, if any; the mover pins the block for as long.
-        shown: Holders that know the slot: leased views of it, and two-phase loads. Their block is
-            not promoted, for its slot would be the first to give way afterwards.
-        uses_below: Uses since the block last came to a tier below the hottest.
-    """
-
-    __slots__ = ("copies", "key", "level", "move", "shown", "size", "uses_below")
-
-    size_weight = 1.0  # equal blocks; no field of its own in a million of them
-
-    key: Key
-    size: int
-    level: int
-    copies: dict[int, int] | None
-    move: Move | None
-    shown: int
-    uses_below: int
-
-    @property
-    def namespace(self) -> str | None:
-        """The namespace, or `None` for the manager's own."""
-        return self.key[0] if isinstance(self.key, tuple) else None
-
-
-@dataclass(slots=True, eq=False)
-class Move:
-    """A block on its way down: its bytes go from a slot it leaves to one that is reserved.
-
-    Attributes:
-        entry: The block.
-        source: Level and slot that it leaves; the slot is promised to whoever asked for room.
-        target: Level and slot that it goes to.
-        after: The move that empties the target slot, where another block still lies in it.
-        done: Whether it took place; `None` while it is under way.
-    """
-
-    entry: BlockEntry
-    source: tuple[int, int]
-    target: tuple[int, int]
-    after: Move | None
-    done: bool | None = None
-
-
-@dataclass(slots=True, eq=False)
-class Grant:
-    """A slot given to a caller: at once, or as soon as a move has emptied it."""
-
-    slot: int
-    after: Move | None = None
-
-    @property
-    def usable(self) -> bool:
-        """Whether nothing lies in the slot any more."""
-        return self.after is None or bool(self.after.done)
-
-
-class Level:
-    """One tier as the index sees it: its slots and what lies in them."""
-
-    __slots__ = (
-        "blocks",
-        "bytes",
-        "copies",
-        "counters",
-        "number",
-        "slots",
-        "stale",
-        "stale_slots",
-        "stuck",
-        "tier",
-        "usage",
-    )
-
-    def __init__(self, number: int, tier: Tier) -> None:
-        self.number = number
-        self.tier = tier
-        self.slots = Slots(tier.num_blocks)
-        self.counters = dict.fromkeys(TIER_COUNTERS, 0)
-        self.blocks = 0  # whose highest tier this is
-        self.stuck = 0  # of those, the pinned ones
-        self.bytes = 0  # copies included
-        # Blocks and bytes of the namespaces that are not the manager's own.
-        self.usage: dict[str, list[int]] = {}
-        # Clean copies of blocks that also lie further up: the first to give way.
-        self.copies: OrderedDict[Key, BlockEntry] = OrderedDict()
-        # Records in free slots of a persistent tier, which would come back on reopening.
-        self.stale: dict[Key, set[int]] = {}
-        self.stale_slots: dict[int, Key] = {}
-
-    @property
-    def room(self) -> int:
-        """Slots that a caller could get: free, or holding what may give way."""
-        return self.slots.free + len(self.copies) + self.blocks - self.stuck
-
-    def free(self, slots: Sequence[int], keys: Sequence[Key]) -> None:
-        """Take back slots whose blocks left without being erased."""
-        self.leave(slots, keys)
-        self.slots.give_back(slots)
-
-    def leave(self, slots: Sequence[int], keys: Sequence[Key]) -> None:
-        """Note that slots hold what nobody wants any more."""
-        if self.tier.persistent:
-            for slot, key in zip(slots, keys, strict=True):
-                self.stale.setdefault(key, set()).add(slot)
-                self.stale_slots[slot] = key
-
-    def renew(self, slots: Iterable[int]) -> None:
-        """Note that slots were overwritten or erased."""
-        if self.stale_slots:
-            for slot in slots:
-                key = self.stale_slots.pop(slot, None)
-                if key is not None:
-                    self.stale[key].discard(slot)
-                    if not self.stale[key]:
-                        del self.stale[key]
-
-    def stats(self) -> TierStats:
-        """Return a snapshot."""
-        blocks = self.blocks + len(self.copies)
-        return TierStats(
-            self.tier.medium,
-            self.slots.capacity,
-            blocks=blocks,
-            bytes=self.bytes,
-            free_blocks=self.slots.free,
-            pending_blocks=self.slots.in_use - blocks,
-            retired_blocks=self.slots.retired,
-            **self.counters,
-        )
-
-    def stats_of(self, namespace: str | None, all_namespaces: Iterable[str | None]) -> TierStats:
-        """Return what a namespace has here: blocks at home and their bytes."""
-        if namespace is None:
-            others = [self.usage.get(name, (0, 0)) for name in all_namespaces if name is not None]
-            copies = sum(entry.size for entry in self.copies.values())
-            blocks = self.blocks - sum(usage[0] for usage in others)
-            size = self.bytes - copies - sum(usage[1] for usage in others)
-        else:
-            blocks, size = self.usage.get(namespace, (0, 0))
-        return TierStats(self.tier.medium, self.slots.capacity, blocks=blocks, bytes=size)
 
 
 class Index:

@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Sequence
 from types import TracebackType
 
+from .blocks import BlockEntry
 from .core import Core
 from .errors import ClosedError
-from .index import BlockEntry
 from .movement.loading import Flight
 from .types import BlockHash, Key, Lease
 from .views import LentView, take_back, warn_derived

@@ -9,9 +9,9 @@ from typing import TYPE_CHECKING
 
 import anyio
 
+from .blocks import BlockEntry
 from .core import Core, Outcome
 from .errors import ClosedError, ConfigError
-from .index import BlockEntry
 from .lease import LeaseScope
 from .payloads import check_payloads
 from .types import BlockHash, Buffer, Key, Lease, RejectReason, StoreResult

@@ -8,8 +8,9 @@ from dataclasses import dataclass, field
 
 import anyio
 
+from .blocks import BlockEntry
 from .errors import NotPinnedError
-from .index import BlockEntry, Index
+from .index import Index
 from .movement.loading import Flight, Loading
 from .types import BlockHash, Clock, Key, Medium
 from .views import LentView, Place, take_back

@@ -7,15 +7,16 @@ from contextlib import AbstractAsyncContextManager
 from types import TracebackType
 from typing import Self
 
+from ..blocks import BlockEntry
 from ..checks import check_count, check_seconds
 from ..clock import SystemClock
 from ..core import Core, CoreOptions, Outcome
 from ..errors import ConfigError
 from ..events import OffloadingEvent
-from ..index import BlockEntry
 from ..keys import check_hashes, check_key_lengths, check_namespace
 from ..lease import LeaseScope
 from ..metrics import ManagerStats, new_counters
+from ..named import Named
 from ..payloads import check_payloads, check_sizes
 from ..request import RequestScope
 from ..twophase import Spec
@@ -286,15 +287,11 @@ class Contract:
         else:
             size_of = dict(zip(reversed(keys), reversed(sizes), strict=True))
             new_sizes = [size_of[key] for key in new]
-        held: list[BlockEntry] = []
-        if len(new) < len(keys):
-            held = [index.ready[key] for key in dict.fromkeys(keys) if key in index.ready]
-            index.pin(held)
+        named = Named(index, [] if len(new) == len(keys) else [*{*keys} - {*new}])
         try:
-            reserved = await core.reserve(new, new_sizes)
+            reserved = await core.reserve(new, new_sizes, named)
         finally:
-            if held:
-                index.unpin(held)
+            named.release()
         if reserved is None:
             return None
         to_store = tuple(self._to_hashes(new))

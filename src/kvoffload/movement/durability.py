@@ -4,9 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+from ..blocks import BlockEntry
 from ..errors import TierError
-from ..index import BlockEntry, Index, Level
+from ..index import Index
 from ..jobs import Jobs
+from ..levels import Level
 from ..types import FlushResult, Key
 from .transfer import Transfer
 

@@ -8,6 +8,7 @@ from collections.abc import Sequence
 
 import anyio
 
+from ..blocks import BlockEntry, Grant, Move
 from ..errors import (
     CapacityError,
     CorruptBlockError,
@@ -15,7 +16,7 @@ from ..errors import (
     TierError,
     TierUnavailableError,
 )
-from ..index import BlockEntry, Grant, Index, Move
+from ..index import Index
 from ..jobs import Jobs
 from ..tiers.memory import INLINE_COPY_BYTES
 from ..types import BlockState, ByteArray, Key

@@ -5,8 +5,10 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
-from ..index import BlockEntry, Grant, Index, Move
+from ..blocks import BlockEntry, Grant, Move
+from ..index import Index
 from ..jobs import Job, Jobs
+from ..named import Named
 from ..tiers.memory import INLINE_COPY_BYTES
 from ..types import ByteArray, Key, RejectReason
 from .transfer import Transfer
@@ -46,23 +48,23 @@ class Storing:
         self._moving = 0
 
     async def store(
-        self, keys: Sequence[Key], payloads: Sequence[ByteArray], held: int = 0
+        self, keys: Sequence[Key], payloads: Sequence[ByteArray], named: Named
     ) -> Stored:
         """Store blocks that are neither ready nor pending, head of the chain first.
 
-        `held` blocks of the same call are there already, and pinned for as long.
+        Those that the call names besides are never their victims.
 
         What is little and lies in memory is done at once. Else a job does it; the caller's
         cancellation makes the job give the blocks up, for nobody vouches for the buffers then.
         """
         outcome = Stored()
         entries = self._index.reserve(keys, [data.nbytes for data in payloads], pins=1)
-        plan = self._plan(entries, outcome.evicted, held)
+        plan = self._plan(entries, outcome.evicted, named)
         bytes_of = dict(zip(keys, payloads, strict=True))
         if self._is_instant(plan):
             self._apply_now(plan, bytes_of, outcome)
             return outcome
-        job = self._jobs.start(lambda job: self._apply(job, plan, bytes_of, outcome, held))
+        job = self._jobs.start(lambda job: self._apply(job, plan, bytes_of, outcome, named))
         await job.result()
         return outcome
 
@@ -79,14 +81,16 @@ class Storing:
             entry.slot = slot
         return outcome
 
-    async def reserve(self, keys: Sequence[Key], sizes: Sequence[int]) -> Stored | None:
+    async def reserve(
+        self, keys: Sequence[Key], sizes: Sequence[int], named: Named
+    ) -> Stored | None:
         """Reserve slots of the hottest tier, moving down what gives way; `None` if none are left.
 
         Cancelled, what was reserved is given up.
         """
         outcome = Stored()
         entries = self._index.reserve(keys, sizes, pins=1)
-        job = self._jobs.start(lambda job: self._reserve(job, entries, outcome))
+        job = self._jobs.start(lambda job: self._reserve(job, entries, outcome, named))
         try:
             return outcome if await job.result() else None
         except BaseException:
@@ -134,11 +138,12 @@ class Storing:
 
     # Inside
 
-    def _plan(self, entries: Sequence[BlockEntry], evicted: list[Key], held: int) -> Plan:
+    def _plan(self, entries: Sequence[BlockEntry], evicted: list[Key], named: Named) -> Plan:
         plan = Plan()
         index = self._index
+        named.hold()
         wanted: dict[int, list[BlockEntry]] = {}
-        places = index.place([entry.key for entry in entries], held)
+        places = index.place([entry.key for entry in entries], len(named))
         for entry, place in zip(entries, places, strict=True):
             if isinstance(place, RejectReason):
                 plan.unplaced.append((entry, place))
@@ -184,11 +189,11 @@ class Storing:
         plan: Plan,
         bytes_of: dict[Key, ByteArray],
         outcome: Stored,
-        held: int,
+        named: Named,
     ) -> None:
         todo = [entry for entry, _, _ in plan.granted] + [entry for entry, _ in plan.unplaced]
         try:
-            by_level = await self._settle(job, plan, outcome, held)
+            by_level = await self._settle(job, plan, outcome, named)
             for number, group in by_level.items():
                 await self._write(job, number, group, bytes_of, outcome)
         finally:
@@ -197,7 +202,7 @@ class Storing:
             self._index.abort(left)
 
     async def _settle(
-        self, job: Job[None], plan: Plan, outcome: Stored, held: int
+        self, job: Job[None], plan: Plan, outcome: Stored, named: Named
     ) -> dict[int, list[BlockEntry]]:
         """Give each block of a plan its slot; what is called off or busy is planned again."""
         placed: dict[int, list[BlockEntry]] = {}
@@ -219,7 +224,7 @@ class Storing:
             if plan.unplaced:
                 await self._index.changed.wait()
             missed.sort(key=lambda entry: rank[entry.key])
-            plan = self._plan(missed, outcome.evicted, held)
+            plan = self._plan(missed, outcome.evicted, named)
 
     async def _write(
         self,
@@ -245,13 +250,14 @@ class Storing:
         self._reject([(entry, RejectReason.FAILED) for entry in bad], outcome)
 
     async def _reserve(
-        self, job: Job[bool], entries: Sequence[BlockEntry], outcome: Stored
+        self, job: Job[bool], entries: Sequence[BlockEntry], outcome: Stored, named: Named
     ) -> bool:
         index = self._index
         todo = list(entries)
         complete = False
         try:
             while todo:
+                named.hold()
                 if index.levels[0].room < len(todo):
                     if not self._moving:
                         return False

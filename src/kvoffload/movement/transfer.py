@@ -6,9 +6,11 @@ import asyncio
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 
+from ..blocks import BlockEntry, Move
 from ..errors import TierError
-from ..index import BlockEntry, Index, Level, Move
+from ..index import Index
 from ..keys import encode_key
+from ..levels import Level
 from ..tiers.memory import INLINE_COPY_BYTES, copy_now
 from ..types import ByteArray, Key, Tier
 from ..views import Staging

@@ -1,0 +1,72 @@
+"""The records of the index: a block, its way down, and the promise of a slot."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from .lru_entry import LRUEntry
+from .types import Key
+
+
+class BlockEntry(LRUEntry):
+    """A block as the index keeps it.
+
+    Attributes:
+        key: The hash, with the namespace where it is not the manager's own.
+        size: Payload bytes.
+        level: Number of the highest tier that has it; `slot` is the slot there.
+        copies: Slots of clean copies further down, by level.
+        move: The demotion under way, if any; the mover pins the block for as long.
+        shown: Holders that know the slot: leased views of it, and two-phase loads. Their block is
+            not promoted, for its slot would be the first to give way afterwards.
+        uses_below: Uses since the block last came to a tier below the hottest.
+    """
+
+    __slots__ = ("copies", "key", "level", "move", "shown", "size", "uses_below")
+
+    size_weight = 1.0  # equal blocks; no field of its own in a million of them
+
+    key: Key
+    size: int
+    level: int
+    copies: dict[int, int] | None
+    move: Move | None
+    shown: int
+    uses_below: int
+
+    @property
+    def namespace(self) -> str | None:
+        """The namespace, or `None` for the manager's own."""
+        return self.key[0] if isinstance(self.key, tuple) else None
+
+
+@dataclass(slots=True, eq=False)
+class Move:
+    """A block on its way down: its bytes go from a slot it leaves to one that is reserved.
+
+    Attributes:
+        entry: The block.
+        source: Level and slot that it leaves; the slot is promised to whoever asked for room.
+        target: Level and slot that it goes to.
+        after: The move that empties the target slot, where another block still lies in it.
+        done: Whether it took place; `None` while it is under way.
+    """
+
+    entry: BlockEntry
+    source: tuple[int, int]
+    target: tuple[int, int]
+    after: Move | None
+    done: bool | None = None
+
+
+@dataclass(slots=True, eq=False)
+class Grant:
+    """A slot given to a caller: at once, or as soon as a move has emptied it."""
+
+    slot: int
+    after: Move | None = None
+
+    @property
+    def usable(self) -> bool:
+        """Whether nothing lies in the slot any more."""
+        return self.after is None or bool(self.after.done)

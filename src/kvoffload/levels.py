@@ -1,0 +1,97 @@
+"""One tier as the index sees it."""
+
+from __future__ import annotations
+
+from collections import OrderedDict
+from collections.abc import Iterable, Sequence
+
+from .blocks import BlockEntry
+from .metrics import TIER_COUNTERS, TierStats
+from .slots import Slots
+from .types import Key, Tier
+
+
+class Level:
+    """One tier as the index sees it: its slots and what lies in them."""
+
+    __slots__ = (
+        "blocks",
+        "bytes",
+        "copies",
+        "counters",
+        "number",
+        "slots",
+        "stale",
+        "stale_slots",
+        "stuck",
+        "tier",
+        "usage",
+    )
+
+    def __init__(self, number: int, tier: Tier) -> None:
+        self.number = number
+        self.tier = tier
+        self.slots = Slots(tier.num_blocks)
+        self.counters = dict.fromkeys(TIER_COUNTERS, 0)
+        self.blocks = 0  # whose highest tier this is
+        self.stuck = 0  # of those, the pinned ones
+        self.bytes = 0  # copies included
+        # Blocks and bytes of the namespaces that are not the manager's own.
+        self.usage: dict[str, list[int]] = {}
+        # Clean copies of blocks that also lie further up: the first to give way.
+        self.copies: OrderedDict[Key, BlockEntry] = OrderedDict()
+        # Records in free slots of a persistent tier, which would come back on reopening.
+        self.stale: dict[Key, set[int]] = {}
+        self.stale_slots: dict[int, Key] = {}
+
+    @property
+    def room(self) -> int:
+        """Slots that a caller could get: free, or holding what may give way."""
+        return self.slots.free + len(self.copies) + self.blocks - self.stuck
+
+    def free(self, slots: Sequence[int], keys: Sequence[Key]) -> None:
+        """Take back slots whose blocks left without being erased."""
+        self.leave(slots, keys)
+        self.slots.give_back(slots)
+
+    def leave(self, slots: Sequence[int], keys: Sequence[Key]) -> None:
+        """Note that slots hold what nobody wants any more."""
+        if self.tier.persistent:
+            for slot, key in zip(slots, keys, strict=True):
+                self.stale.setdefault(key, set()).add(slot)
+                self.stale_slots[slot] = key
+
+    def renew(self, slots: Iterable[int]) -> None:
+        """Note that slots were overwritten or erased."""
+        if self.stale_slots:
+            for slot in slots:
+                key = self.stale_slots.pop(slot, None)
+                if key is not None:
+                    self.stale[key].discard(slot)
+                    if not self.stale[key]:
+                        del self.stale[key]
+
+    def stats(self) -> TierStats:
+        """Return a snapshot."""
+        blocks = self.blocks + len(self.copies)
+        return TierStats(
+            self.tier.medium,
+            self.slots.capacity,
+            blocks=blocks,
+            bytes=self.bytes,
+            free_blocks=self.slots.free,
+            pending_blocks=self.slots.in_use - blocks,
+            retired_blocks=self.slots.retired,
+            **self.counters,
+        )
+
+    def stats_of(self, namespace: str | None, all_namespaces: Iterable[str | None]) -> TierStats:
+        """Return what a namespace has here: blocks at home and their bytes."""
+        if namespace is None:
+            others = [self.usage.get(name, (0, 0)) for name in all_namespaces if name is not None]
+            copies = sum(entry.size for entry in self.copies.values())
+            blocks = self.blocks - sum(usage[0] for usage in others)
+            size = self.bytes - copies - sum(usage[1] for usage in others)
+        else:
+            blocks, size = self.usage.get(namespace, (0, 0))
+        return TierStats(self.tier.medium, self.slots.capacity, blocks=blocks, bytes=size)
