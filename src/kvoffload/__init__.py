@@ -20,6 +20,7 @@ from .events import OffloadingEvent as OffloadingEvent
 from .keys import hash_blocks as hash_blocks
 from .lru_entry import LRUEntry as LRUEntry
 from .managers.async_lru_manager import AsyncLRUManager as AsyncLRUManager
+from .managers.async_lru_manager import NamespaceView as NamespaceView
 from .managers.lru_manager_factory import LRUManagerFactory as LRUManagerFactory
 from .managers.lru_offload_manager import LRUOffloadManager as LRUOffloadManager
 from .managers.prefetching_lru_manager import PrefetchingLRUManager as PrefetchingLRUManager
@@ -82,6 +83,7 @@ __all__ = (
     "ManagerStats",
     "Medium",
     "MemoryTier",
+    "NamespaceView",
     "NotPinnedError",
     "OffloadError",
     "OffloadingEvent",

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Literal
 
 from .errors import ConfigError
 
@@ -25,6 +26,8 @@ class ManagerSettings:
         namespace: Isolation domain that is part of every key.
         staging_bytes: Budget of the buffers for blocks that have no address of their own.
         reservation_ttl_s: Seconds until a two-phase holder that never completes is given up.
+        close_timeout_s: Seconds that a close may take.
+        fsync: When the cold tier makes sure of its writes, see `DiskTier`.
 
     Raises:
         ConfigError: A cold tier without a path, or a path without a cold tier.
@@ -42,6 +45,8 @@ class ManagerSettings:
     namespace: str = ""
     staging_bytes: int = 256 * 1024 * 1024
     reservation_ttl_s: float = 600.0
+    close_timeout_s: float = 30.0
+    fsync: Literal["flush", "always"] = "flush"
 
     def __post_init__(self) -> None:
         if bool(self.cold_blocks) != (self.cold_path is not None):

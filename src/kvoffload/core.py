@@ -11,7 +11,7 @@ from .errors import BlockNotFoundError, ConfigError
 from .events import EventHub
 from .index import Index
 from .jobs import Jobs
-from .keys import check_namespace, decode_key
+from .keys import check_namespace, decode_key, show_hash
 from .lifecycle import Lifecycle
 from .metrics import ManagerStats, new_counters
 from .movement.durability import Durability
@@ -142,7 +142,7 @@ class Core:
             missing = [key for key in dict.fromkeys(keys) if key not in ready]
         hashes = [key[1] if isinstance(key, tuple) else key for key in missing]
         states = ", ".join(
-            f"{block_hash!r} is {self.index.state(key).value}"
+            f"{show_hash(block_hash)} is {self.index.state(key).value}"
             for block_hash, key in zip(hashes[:4], missing, strict=False)
         )
         more = f", and {len(hashes) - 4} more" if hashes[4:] else ""
@@ -199,13 +199,16 @@ class Core:
     async def complete_store(self, keys: Sequence[Key], *, success: bool) -> list[BlockHash]:
         """Publish or give up what was reserved; return the blocks that a derived view outlives."""
         index = self.index
+        if success and index.levels[0].tier.addressable:
+            entries = index.take_reserved(keys)
+            derived = self.two_phase.end_store(entries)
+            index.publish(entries)
+            return derived
         entries = self.two_phase.reserved(keys)
         derived = self.two_phase.end_store(entries)
         if not success:
             self.two_phase.unstage(entries)
             index.abort(entries)
-        elif index.levels[0].tier.addressable:
-            index.commit(entries)
         elif entries:
             for entry in entries:
                 entry.pin_count = 1  # nobody else completes or expires them from here on
@@ -232,7 +235,7 @@ class Core:
         index = self.index
         if everywhere:
             counters = new_counters()
-            for each in index.counters.values():
+            for each in (*index.counters.values(), index.strangers):
                 for name, value in each.items():
                     counters[name] += value
             tiers = {level.tier.name: level.stats() for level in index.levels}
@@ -244,7 +247,8 @@ class Core:
         }
         pending = sum(entry.namespace == namespace for entry in index.pending.values())
         pinned = sum(index.ready[key].namespace == namespace for key in index.pinned)
-        return ManagerStats(**index.counters[namespace], pending=pending, pinned=pinned, tiers=mine)
+        counters = index.counters.get(namespace) or new_counters()
+        return ManagerStats(**counters, pending=pending, pinned=pinned, tiers=mine)
 
     async def _write_staged(self, entries: Sequence[BlockEntry]) -> None:
         hottest = self.index.levels[0]

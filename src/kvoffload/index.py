@@ -8,6 +8,7 @@ decided, so that no other task can decide against it.
 from __future__ import annotations
 
 from collections.abc import Collection, Iterable, Sequence
+from itertools import repeat
 from operator import attrgetter
 
 from .blocks import BlockEntry, Grant, Move
@@ -18,6 +19,7 @@ from .signals import Signal
 from .types import BlockState, Clock, EvictionPolicy, Key, RejectReason, Tier
 
 _SIZE = attrgetter("size")
+_PINS = attrgetter("pin_count")
 READY, PENDING, ABSENT = BlockState.READY, BlockState.PENDING, BlockState.ABSENT
 
 
@@ -37,6 +39,11 @@ class Index:
         """Ready blocks with a pin; they are nobody's victims."""
         self.counters: dict[str | None, dict[str, int]] = {None: new_counters()}
         """Fields of `ManagerStats` by namespace; `None` is the manager's own."""
+        self.strangers = new_counters()
+        """The same of namespaces that never stored a block, all together: names come from outside,
+        so that there may be any number of them."""
+        self.namespaced = False
+        """Whether there is any namespace but the manager's own."""
         self.prefetched: set[Key] = set()
         """Blocks that a hint brought and nobody has used since."""
         self.changed = Signal()
@@ -112,6 +119,10 @@ class Index:
         """Make blocks pending; they have no slot yet. With `pins`, their writer completes them."""
         now = self.clock()
         clock = self.clock
+        if self.namespaced:
+            for key in keys:
+                if isinstance(key, tuple) and key[0] not in self.counters:
+                    self.counters[key[0]] = new_counters()
         new = BlockEntry.__new__
         entries: list[BlockEntry] = []
         append = entries.append
@@ -136,15 +147,29 @@ class Index:
         self.pending.update(zip(keys, entries, strict=True))
         return entries
 
+    def take_reserved(self, keys: Iterable[Key]) -> list[BlockEntry]:
+        """Take the reserved blocks among these out of the pending ones, to be published."""
+        found = list(filter(None, map(self.pending.pop, keys, repeat(None))))
+        if any(map(_PINS, found)):
+            # Their writer completes those itself.
+            written = [entry for entry in found if entry.pin_count]
+            self.pending.update((entry.key, entry) for entry in written)
+            found = [entry for entry in found if not entry.pin_count]
+        return found
+
     def commit(self, entries: Sequence[BlockEntry]) -> None:
-        """Publish pending blocks whose bytes are complete; one event a level."""
-        ready, pending = self.ready, self.pending
+        """Publish pending blocks whose bytes are complete; their writer's pin ends."""
         for entry in entries:
-            key = entry.key
-            del pending[key]
+            del self.pending[entry.key]
             entry.pin_count = 0
+        self.publish(entries)
+
+    def publish(self, entries: Sequence[BlockEntry]) -> None:
+        """Make blocks that are pending no more ready; one event a level."""
+        ready = self.ready
+        for entry in entries:
             entry.state = READY
-            ready[key] = entry
+            ready[entry.key] = entry
         for level, group in self._by_level(entries):
             keys = [entry.key for entry in group]
             self.policy.insert(keys, level.number)
@@ -170,8 +195,7 @@ class Index:
         """Take over (key, slot, size) of what a persistent tier found, coldest first."""
         keys = [key for key, _, _ in found]
         for key in keys:
-            if isinstance(key, tuple):
-                self.counters.setdefault(key[0], new_counters())
+            self.namespaced = self.namespaced or isinstance(key, tuple)
         entries = self.reserve(keys, [size for _, _, size in found])
         for entry, (_, slot, _) in zip(entries, found, strict=True):
             del self.pending[entry.key]
@@ -386,11 +410,15 @@ class Index:
 
     def count(self, name: str, keys: Collection[Key]) -> None:
         """Add blocks to a counter of their namespaces."""
-        if len(self.counters) == 1:
+        if not self.namespaced:
             self.counters[None][name] += len(keys)
             return
         for key in keys:
-            self.counters[key[0] if isinstance(key, tuple) else None][name] += 1
+            self.counters_of(key[0] if isinstance(key, tuple) else None)[name] += 1
+
+    def counters_of(self, namespace: str | None) -> dict[str, int]:
+        """Return the counters of a namespace."""
+        return self.counters.get(namespace, self.strangers)
 
     def fail(self, level: Level, keys: Sequence[Key], detail: str) -> None:
         """Note that a tier could not read, write or erase these blocks."""
@@ -455,13 +483,13 @@ class Index:
     def _arrive(self, level: Level, entries: Sequence[BlockEntry]) -> None:
         level.blocks += len(entries)
         level.bytes += sum(map(_SIZE, entries))
-        if len(self.counters) > 1:
+        if self.namespaced:
             self._count_usage(level, entries, 1)
 
     def _depart(self, level: Level, entries: Sequence[BlockEntry]) -> None:
         level.blocks -= len(entries)
         level.bytes -= sum(map(_SIZE, entries))
-        if len(self.counters) > 1:
+        if self.namespaced:
             self._count_usage(level, entries, -1)
 
     def _count_usage(self, level: Level, entries: Sequence[BlockEntry], sign: int) -> None:

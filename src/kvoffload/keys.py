@@ -155,6 +155,13 @@ def decode_key(key: bytes) -> tuple[str, BlockHash]:
     return namespace, block_hash
 
 
+def show_hash(block_hash: BlockHash) -> str:
+    """Return a hash as people read it in messages: bytes as the beginning of their hex digits."""
+    if isinstance(block_hash, bytes) and len(block_hash) > 8:
+        return f"{block_hash[:8].hex()}..."
+    return repr(block_hash)
+
+
 def check_namespace(namespace: str) -> str:
     """Return the namespace, or say why it can't be one.
 

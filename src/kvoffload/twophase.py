@@ -11,6 +11,7 @@ import anyio
 from .blocks import BlockEntry
 from .errors import NotPinnedError
 from .index import Index
+from .keys import show_hash
 from .movement.loading import Flight, Loading
 from .types import BlockHash, Clock, Key, Medium
 from .views import LentView, Place, take_back
@@ -124,7 +125,7 @@ class TwoPhase:
             if hold is None or len(hold.deadlines) < count:
                 block_hash = key[1] if isinstance(key, tuple) else key
                 raise NotPinnedError(
-                    f"complete_load of block {block_hash!r}, which no prepare_load holds"
+                    f"complete_load of block {show_hash(block_hash)}, which no prepare_load holds"
                     + (" that often" if hold is not None else " (any more)")
                 )
         return [one for key in keys for one in self._release(self._held[key])]
@@ -144,8 +145,8 @@ class TwoPhase:
             prepared = hold is not None and hold.entry is entry
         if not prepared:
             raise NotPinnedError(
-                f"block {entry.block_hash!r} was completed, or taken back from its holder: "
-                "prepare it again"
+                f"block {show_hash(entry.block_hash)} was completed, or taken back from its "
+                "holder: prepare it again"
             )
         place = self.place_of_store(entry) if writable else self.place_of_load(entry)
         lent = LentView(place, entry.size, entry.block_hash, writable=writable)
@@ -194,9 +195,9 @@ class TwoPhase:
     def _tell_expired(self, entry: BlockEntry, what: str) -> None:
         self._index.expire([entry.key], self._index.levels[entry.level])
         log.warning(
-            "a %s of block %r was not completed within %g s and was taken back",
+            "a %s of block %s was not completed within %g s and was taken back",
             what,
-            entry.block_hash,
+            show_hash(entry.block_hash),
             self._ttl_s,
         )
 

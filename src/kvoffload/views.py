@@ -17,6 +17,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from .errors import DerivedViewWarning
+from .keys import show_hash
 from .slots import Slots
 from .types import BlockHash, ByteArray
 
@@ -69,7 +70,7 @@ def take_back(lent: list[LentView]) -> list[BlockHash]:
 def warn_derived(block_hashes: list[BlockHash], *, stacklevel: int = 3) -> None:
     """Warn of what outlived its lease; called last, for a warning may be an error."""
     if block_hashes:
-        names = ", ".join(map(repr, block_hashes[:4])) + (", ..." if block_hashes[4:] else "")
+        names = ", ".join(map(show_hash, block_hashes[:4])) + (", ..." if block_hashes[4:] else "")
         message = (
             f"a slice or array over a leased view of {names} outlived its lease: it stays "
             "readable, but the slot is out of use until it is gone; copy what you keep"

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from types import TracebackType
+from typing import Self
 
 from ..checks import check_count
-from ..keys import check_hashes
+from ..keys import check_hashes, check_namespace
 from ..policy import make_policy
 from ..prefetch import Prefetcher
 from ..types import BlockHash, Clock, EvictionPolicy, Key, Tier
@@ -15,7 +17,6 @@ from .contract import (
     STAGING_BYTES,
     Contract,
     Manager,
-    NamespaceView,
 )
 
 
@@ -97,13 +98,13 @@ class AsyncLRUManager(Manager):
         """
         return _cancel(self, self._prefetcher, block_hashes)
 
-    def namespace(self, name: str) -> PrefetchingNamespaceView:
+    def namespace(self, name: str) -> NamespaceView:
         """Return this manager as seen from inside one namespace.
 
         Raises:
             ConfigError: The name is no `str`, or too long.
         """
-        return PrefetchingNamespaceView(self, name)
+        return NamespaceView(self, name)
 
     # Inside
 
@@ -117,12 +118,21 @@ class AsyncLRUManager(Manager):
         return [key for key in keys if (entry := index.ready.get(key)) and entry.level == 0]
 
 
-class PrefetchingNamespaceView(NamespaceView):
-    """An `AsyncLRUManager` seen from inside one namespace."""
+class NamespaceView(Contract):
+    """An `AsyncLRUManager` seen from inside one namespace; leaving it closes nothing.
+
+    Its stats, events, `clear` and `evict` see its own blocks alone. Of a tier's stats it has the
+    capacity, and the blocks (and their bytes) that have their home there; the rest is 0.
+    """
 
     def __init__(self, manager: AsyncLRUManager, name: str) -> None:
-        super().__init__(manager._core, name)
+        core = manager._core
+        check_namespace(name)
+        super().__init__(core, None if name == core.namespace else name)
+        self._sees_all = False
+        self._name = name
         self._manager = manager
+        core.index.namespaced = core.index.namespaced or self._namespace is not None
 
     def hint_prefetch(self, block_hashes: Sequence[BlockHash]) -> int:
         """Queue blocks to be brought up; see `AsyncLRUManager.hint_prefetch`."""
@@ -132,9 +142,24 @@ class PrefetchingNamespaceView(NamespaceView):
         """Take hints back; see `AsyncLRUManager.cancel_prefetch`."""
         return _cancel(self, self._manager._prefetcher, block_hashes)
 
-    def namespace(self, name: str) -> PrefetchingNamespaceView:
+    def namespace(self, name: str) -> NamespaceView:
         """Return the manager as seen from inside another namespace; names do not nest."""
         return self._manager.namespace(name)
+
+    async def __aenter__(self) -> Self:
+        """Return the view; the manager must be open when it is used."""
+        return self
+
+    async def __aexit__(
+        self,
+        exc_type: type[BaseException] | None,
+        exc: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        """Do nothing: the manager is closed by who opened it."""
+
+    def __repr__(self) -> str:
+        return f"<NamespaceView {self._name!r} of {self._manager!r}>"
 
 
 def _hint(view: Contract, prefetcher: Prefetcher, block_hashes: Sequence[BlockHash]) -> int:

@@ -13,9 +13,9 @@ from ..clock import SystemClock
 from ..core import Core, CoreOptions, Outcome
 from ..errors import ConfigError
 from ..events import OffloadingEvent
-from ..keys import check_hashes, check_key_lengths, check_namespace
+from ..keys import check_hashes, check_key_lengths
 from ..lease import LeaseScope
-from ..metrics import ManagerStats, new_counters
+from ..metrics import ManagerStats
 from ..named import Named
 from ..payloads import check_payloads, check_sizes
 from ..request import RequestScope
@@ -55,9 +55,7 @@ class Contract:
         self._core = core
         # None is the manager's own namespace, whose keys are the bare hashes.
         self._namespace = namespace
-        core.index.counters.setdefault(namespace, new_counters())
         self._check = core.check
-        self._counters = core.index.counters[namespace]
         self._sees_all = namespace is None
 
     # Looking
@@ -73,7 +71,7 @@ class Contract:
         self._check()
         keys = self._keys(check_hashes(block_hashes))
         hit = self._core.index.prefix_hit(keys)
-        counters = self._counters
+        counters = self._core.index.counters_of(self._namespace)
         counters["hits"] += hit
         if hit < len(keys):
             counters["misses"] += len(keys) - hit
@@ -360,7 +358,7 @@ class Contract:
 
     def _to_hashes(self, keys: Iterable[Key]) -> list[BlockHash]:
         """Return the hashes of those keys that are of this namespace."""
-        if len(self._core.index.counters) == 1:
+        if not self._core.index.namespaced:
             return list(keys)  # type: ignore[arg-type]  # no namespace but the manager's own
         if self._namespace is None:
             return [key for key in keys if not isinstance(key, tuple)]
@@ -457,32 +455,3 @@ class Manager(Contract):
         )
         phase = self._core.lifecycle.phase.value
         return f"<{type(self).__name__} {phase}: {tiers}; {len(index.pinned)} pinned>"
-
-
-class NamespaceView(Contract):
-    """A manager seen from inside one namespace; leaving it does not close the manager.
-
-    Its stats, events, `clear` and `evict` see its own blocks alone. Stats of a tier count the
-    blocks that have their home there.
-    """
-
-    def __init__(self, core: Core, namespace: str) -> None:
-        check_namespace(namespace)
-        super().__init__(core, None if namespace == core.namespace else namespace)
-        self._sees_all = False
-        self._name = namespace
-
-    async def __aenter__(self) -> Self:
-        """Return the view; the manager must be open when it is used."""
-        return self
-
-    async def __aexit__(
-        self,
-        exc_type: type[BaseException] | None,
-        exc: BaseException | None,
-        traceback: TracebackType | None,
-    ) -> None:
-        """Do nothing: the manager is closed by who opened it."""
-
-    def __repr__(self) -> str:
-        return f"<NamespaceView {self._name!r}>"

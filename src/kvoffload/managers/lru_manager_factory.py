@@ -110,7 +110,9 @@ class LRUManagerFactory:
         if settings.warm_blocks:
             warm = MemoryTier(settings.warm_blocks, size, name="warm")
         if settings.cold_path is not None:
-            cold = DiskTier(settings.cold_path, settings.cold_blocks, size, name="cold")
+            cold = DiskTier(
+                settings.cold_path, settings.cold_blocks, size, name="cold", fsync=settings.fsync
+            )
         return AsyncLRUManager(
             hot=MemoryTier(settings.hot_blocks, size, name="hot"),
             warm=warm,
@@ -121,4 +123,5 @@ class LRUManagerFactory:
             namespace=settings.namespace,
             staging_bytes=settings.staging_bytes,
             reservation_ttl_s=settings.reservation_ttl_s,
+            close_timeout_s=settings.close_timeout_s,
         )

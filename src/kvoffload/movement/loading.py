@@ -18,6 +18,7 @@ from ..errors import (
 )
 from ..index import Index
 from ..jobs import Jobs
+from ..keys import show_hash
 from ..tiers.memory import INLINE_COPY_BYTES
 from ..types import BlockState, ByteArray, Key
 from ..views import Place, Staging
@@ -48,7 +49,7 @@ class Flight:
         self.grant: tuple[int, Grant] | None = None
         self.landed = landed
         self.error: TierError | None = TierUnavailableError(
-            f"the read of block {entry.block_hash!r} was cut off",
+            f"the read of block {show_hash(entry.block_hash)} was cut off",
             tier=tier,
             block_hash=entry.block_hash,
         )

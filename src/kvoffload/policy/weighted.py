@@ -110,7 +110,7 @@ class WeightedPolicy:
             queues[0].push(keys)
             return
         past = _Past(0, self._now, NEW)
-        if self._ghosts.keys().isdisjoint(keys) and self._old_ghosts.keys().isdisjoint(keys):
+        if not self._remembers_any(keys):
             self._resident.update(dict.fromkeys(keys, past))
             queues[NEW].push(keys)
             return
@@ -205,6 +205,13 @@ class WeightedPolicy:
         for queues in self._levels:
             for queue in queues:
                 queue.unpinned(keys)
+
+    def _remembers_any(self, keys: Sequence[Key]) -> bool:
+        """Whether some of these blocks were here before and left."""
+        ghosts, old = self._ghosts, self._old_ghosts
+        return bool(ghosts or old) and not (
+            ghosts.keys().isdisjoint(keys) and old.keys().isdisjoint(keys)
+        )
 
     def _score(self, key: Key) -> float:
         past = self._resident[key]
