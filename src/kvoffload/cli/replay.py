@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import gc
 import math
 import os
 import re
@@ -214,6 +215,10 @@ async def _replay(setup: Setup, workload: Workload, errors: Console, task: Task)
         cold=DiskTier(setup.cold, setup.cold_blocks, setup.block_bytes) if setup.cold else None,
         policy=setup.policy,
     )
+    # As a service does when it has started: what is there by now (the trace, the libraries) is not
+    # looked through again and again by the full collections, which hold every thread.
+    gc.collect()
+    gc.freeze()
     async with manager:
         await anyio.to_thread.run_sync(_say_start, setup, workload, errors)
         report = await drive(

@@ -9,6 +9,7 @@ a policy or a manager of your own; subclass one and supply its factory method. T
 pytest-asyncio, and are imported on first use, so that the rest works without.
 """
 
+import sys
 from typing import TYPE_CHECKING
 
 from .cancellation import cancel_everywhere as cancel_everywhere
@@ -58,8 +59,9 @@ def __getattr__(name: str) -> object:
     if name in _CONTRACTS:
         import pytest
 
-        # Or a failing contract would not show the values that it compared.
-        pytest.register_assert_rewrite(f"{__name__}.contracts")
+        if f"{__name__}.contracts" not in sys.modules:
+            # Or a failing contract would not show the values that it compared.
+            pytest.register_assert_rewrite(f"{__name__}.contracts")
         from . import contracts
 
         return getattr(contracts, name)

@@ -1,0 +1,56 @@
+"""The README's code runs, and what it names is there."""
+
+from __future__ import annotations
+
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parent.parent
+README = (ROOT / "README.md").read_text(encoding="utf-8")
+BLOCKS = re.findall(r"^```python\n(.*?)^```", README, re.MULTILINE | re.DOTALL)
+
+
+def test_there_is_code() -> None:
+    """Else the test below would pass on nothing."""
+    assert len(BLOCKS) == 1
+
+
+def test_code_runs_and_the_second_run_finds_the_blocks(tmp_path: Path) -> None:
+    """As a newcomer would: paste it, run it, run it again."""
+    script = tmp_path / "readme.py"
+    code = BLOCKS[0].replace("/tmp/kvoffload-cold", str(tmp_path / "cold"))
+    assert str(tmp_path) in code
+    script.write_text(code, encoding="utf-8")
+    outputs = []
+    for _ in range(2):
+        command = [sys.executable, "-W", "error", str(script)]
+        done = subprocess.run(command, check=True, capture_output=True, text=True)
+        outputs.append(done.stdout)
+    assert outputs[0].startswith("0 blocks found, 0 bytes")
+    assert outputs[1].startswith("8 blocks found, 524288 bytes")
+
+
+@pytest.mark.parametrize("link", sorted(set(re.findall(r"\]\(([^)#:]+)\)", README))))
+def test_links_lead_somewhere(link: str) -> None:
+    """Every relative link is a file or folder of the repository."""
+    assert (ROOT / link).exists()
+
+
+@pytest.mark.parametrize("name", sorted(set(re.findall(r"`((?:[A-Z][a-z]+|LRU)\w+)`", README))))
+def test_names_exist(name: str) -> None:
+    """What the README calls a class is one."""
+    import kvoffload.testing
+
+    assert hasattr(kvoffload, name) or hasattr(kvoffload.testing, name)
+
+
+@pytest.mark.parametrize("script", ["scripts/demo", "scripts/test", ".ci/run"])
+def test_scripts_can_be_run(script: str) -> None:
+    """The two commands that the README opens with, and what the build machine runs."""
+    path = ROOT / script
+    assert path.stat().st_mode & 0o111
+    subprocess.run(["bash", "-n", str(path)], check=True)
