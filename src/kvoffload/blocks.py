@@ -16,19 +16,22 @@ class BlockEntry(LRUEntry):
         size: Payload bytes.
         level: Number of the highest tier that has it; `slot` is the slot there.
         copies: Slots of clean copies further down, by level.
-        move: The demotion under way, if any; the mover pins the block for as long.
+        busy: Transfers that read the block now: a demotion, a promotion, a read, a flush. Each pins
+            it for as long.
+        move: The demotion under way, if any.
         shown: Holders that know the slot: leased views of it, and two-phase loads. Their block is
             not promoted, for its slot would be the first to give way afterwards.
         uses_below: Uses since the block last came to a tier below the hottest.
     """
 
-    __slots__ = ("copies", "key", "level", "move", "shown", "size", "uses_below")
+    __slots__ = ("busy", "copies", "key", "level", "move", "shown", "size", "uses_below")
 
     size_weight = 1.0  # equal blocks; no field of its own in a million of them
 
     key: Key
     size: int
     level: int
+    busy: int
     copies: dict[int, int] | None
     move: Move | None
     shown: int

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Sequence
+from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass, field
 
 from .blocks import BlockEntry
@@ -98,6 +98,7 @@ class Core:
         self.jobs = await self.lifecycle.open()
         self.transfer = Transfer(self.index, self._staging, self.namespace)
         self.storing = Storing(self.index, self.transfer, self.jobs)
+        self.durability = Durability(self.index, self.transfer, self.jobs)
         self.loading = Loading(
             self.index,
             self.transfer,
@@ -105,27 +106,23 @@ class Core:
             self.jobs,
             promote_threshold=self._options.promote_threshold,
         )
-        self.durability = Durability(self.index, self.transfer, self.jobs)
         self.two_phase = TwoPhase(
             self.index, self.loading, self.clock, self._options.reservation_ttl_s
         )
         try:
             # In a job, for a cancelled open would leave its file behind.
             await self.jobs.start(lambda _: self._open_tiers()).result()
+            self.lifecycle.opened()
         except BaseException:
-            await self.lifecycle.close(
-                [self.jobs.drain, self._close_tiers, self._stop], self._options.close_timeout_s
-            )
+            await self._close([self._drain])
             raise
-        self.lifecycle.opened()
         self.lifecycle.start(self.two_phase.reap)
         for prefetcher in self.prefetchers:
             self.lifecycle.start(*[prefetcher.run] * prefetcher.workers)
 
     async def close(self) -> None:
         """Drain, make durable, close the tiers; idempotent, bounded in time."""
-        steps = [self._drain, self._flush, self._close_tiers, self._stop]
-        await self.lifecycle.close(steps, self._options.close_timeout_s)
+        await self._close([self._drain, self._flush])
 
     # What the managers share
 
@@ -185,22 +182,29 @@ class Core:
             self.storing.moving and len(keys) <= hottest.slots.capacity
         ):
             return None
-        reserved = self.storing.reserve_now(keys, sizes)
-        if reserved is None:
-            reserved = await self.storing.reserve(keys, sizes, named)
-        if reserved is None:
-            return None
-        if not hottest.tier.addressable and not self.two_phase.stage(reserved.stored):
-            self.index.abort(reserved.stored)
-            return None
-        self.two_phase.watch()
+        buffers: list[int] | None = None
+        if not hottest.tier.addressable:
+            buffers = self._staging.slots.take(len(keys))
+        reserved: Stored | None = None
+        try:
+            if buffers is None or len(buffers) == len(keys):
+                reserved = self.storing.reserve_now(keys, sizes)
+                if reserved is None:
+                    reserved = await self.storing.reserve(keys, sizes, named)
+        finally:
+            if reserved is None and buffers:
+                self._staging.slots.give_back(buffers)
+        if reserved is not None:
+            if buffers:
+                self.two_phase.stage(reserved.stored, buffers)
+            self.two_phase.watch()
         return reserved
 
     async def complete_store(self, keys: Sequence[Key], *, success: bool) -> list[BlockHash]:
         """Publish or give up what was reserved; return the blocks that a derived view outlives."""
         index = self.index
         if success and index.levels[0].tier.addressable:
-            entries = index.take_reserved(keys)
+            entries = index.take_reserved(self.two_phase.not_late(keys))
             derived = self.two_phase.end_store(entries)
             index.publish(entries)
             return derived
@@ -278,9 +282,12 @@ class Core:
             for block in await level.tier.open():
                 namespace, block_hash = decode_key(block.key)
                 key: Key = block_hash if namespace == self.namespace else (namespace, block_hash)
-                if key not in self.index.ready:
-                    found.append((key, block.slot, block.size))
+                found.append((key, block.slot, block.size))
             self.index.restore(level, found)
+
+    async def _close(self, steps: Sequence[Callable[[], Awaitable[None]]]) -> None:
+        final = [self._close_tiers, self._stop]
+        await self.lifecycle.close(steps, final, self._options.close_timeout_s)
 
     async def _drain(self) -> None:
         await self.jobs.drain()
@@ -292,11 +299,15 @@ class Core:
         index = self.index
         error: Exception | None = None
         for level in index.levels:
-            keys = index.policy.victims(level.number, level.blocks, ())
-            order = [index.ready[key].slot for key in keys]
-            # A copy's block is in use further up, so it is the hotter one.
-            copies = [entry.copies or {} for entry in level.copies.values()]
-            order += [slots[level.number] for slots in copies]
+            order: list[int] = []
+            try:
+                keys = index.policy.victims(level.number, level.blocks, ())
+                order = [index.ready[key].slot for key in keys]
+                # A copy's block is in use further up, so it is the hotter one.
+                copies = [entry.copies or {} for entry in level.copies.values()]
+                order += [slots[level.number] for slots in copies]
+            except Exception as exc:  # noqa: BLE001  # a policy's; the tier must be closed
+                error = error or exc
             try:
                 await level.tier.close(order)
             except Exception as exc:  # noqa: BLE001  # the other tiers must be closed

@@ -94,6 +94,19 @@ class Index:
         if released:
             self.policy.unpinned(released)
 
+    def begin_transfer(self, entries: Iterable[BlockEntry]) -> None:
+        """Note that their bytes are being read; pins them for as long."""
+        for entry in entries:
+            self.pin((entry,))
+            entry.busy += 1
+
+    def end_transfer(self, entries: Iterable[BlockEntry]) -> None:
+        """Note that a transfer of each has ended."""
+        for entry in entries:
+            entry.busy -= 1
+            self.unpin((entry,))
+        self.changed.fire()
+
     def use(self, keys: Sequence[Key]) -> None:
         """Count one use of a chain, head first; keys that are not ready are passed over."""
         self.policy.use(keys)
@@ -139,6 +152,7 @@ class Index:
             entry._clock = clock
             entry.size = size
             entry.level = 0
+            entry.busy = 0
             entry.copies = None
             entry.move = None
             entry.shown = 0
@@ -192,16 +206,29 @@ class Index:
         self.changed.fire()
 
     def restore(self, level: Level, found: Sequence[tuple[Key, int, int]]) -> None:
-        """Take over (key, slot, size) of what a persistent tier found, coldest first."""
-        keys = [key for key, _, _ in found]
-        for key in keys:
+        """Take over (key, slot, size) of what a persistent tier found, coldest first.
+
+        A block that a tier further up has too is a copy here; of one found twice, the more recent
+        record counts.
+        """
+        latest = {key: (slot, size) for key, slot, size in found}
+        for key, slot, _ in found:
             self.namespaced = self.namespaced or isinstance(key, tuple)
-        entries = self.reserve(keys, [size for _, _, size in found])
-        for entry, (_, slot, _) in zip(entries, found, strict=True):
+            if latest[key][0] != slot:
+                level.leave([slot], [key])
+        level.slots.take_these([slot for slot, _ in latest.values()])
+        keys = [key for key in latest if key not in self.ready]
+        for key in latest.keys() - keys:
+            entry, (slot, size) = self.ready[key], latest[key]
+            if entry.size == size:
+                self.add_copy(entry, level, slot)
+            else:
+                level.free([slot], [key])
+        entries = self.reserve(keys, [latest[key][1] for key in keys])
+        for entry in entries:
             del self.pending[entry.key]
-            entry.slot, entry.level, entry.state = slot, level.number, READY
+            entry.slot, entry.level, entry.state = latest[entry.key][0], level.number, READY
             self.ready[entry.key] = entry
-        level.slots.take_these([entry.slot for entry in entries])
         self._arrive(level, entries)
         self.policy.insert(keys[::-1], level.number)
 
@@ -252,7 +279,11 @@ class Index:
         if len(slots) < count and level.copies:
             slots += self._take_copies(level, count - len(slots))
         if len(slots) < count and number + 1 == len(self.levels):
-            victims = self.policy.victims(number, count - len(slots), self.pinned)
+            try:
+                victims = self._victims(level, count - len(slots))
+            except BaseException:
+                level.slots.give_back(slots)
+                raise
             evicted += victims
             slots += self._evict(level, victims)
         return slots
@@ -270,7 +301,11 @@ class Index:
         grants = [Grant(slot) for slot in self.take_now(number, count, evicted)]
         if len(grants) == count or number + 1 == len(self.levels):
             return grants
-        victims = self.policy.victims(number, count - len(grants), self.pinned)
+        try:
+            victims = self._victims(level, count - len(grants))
+        except BaseException:
+            self.release(number, grants)
+            raise
         down: list[BlockEntry] = []
         for key in victims:
             entry = self.ready[key]
@@ -284,16 +319,19 @@ class Index:
                 break
             got = self.make_room(lower, len(down) - len(below), moves, evicted)
             below += [(lower, grant) for grant in got]
-        # Where room below is short, the coldest are the ones that are lost.
+        # The hottest go to the highest tier; where room is short, the coldest are lost.
         lost = [entry.key for entry in down[: len(down) - len(below)]]
         evicted += lost
         grants += [Grant(slot) for slot in self._evict(level, lost)]
-        for entry, (lower, grant) in zip(down[len(lost) :], below, strict=True):
+        leaving: list[Move] = []
+        for entry, (lower, grant) in zip(reversed(down[len(lost) :]), below, strict=True):
             move = Move(entry, (number, entry.slot), (lower, grant.slot), grant.after)
             entry.move = move
-            self.pin([entry])
-            moves.append(move)
+            self.begin_transfer([entry])
+            leaving.append(move)
             grants.append(Grant(entry.slot, move))
+        # The coldest arrive first, so that they are the coldest there too.
+        moves += reversed(leaving)
         return grants
 
     def finish_move(self, move: Move, written: bool) -> bool:
@@ -306,8 +344,9 @@ class Index:
         entry, (number, slot) = move.entry, move.target
         level = self.levels[number]
         entry.move = None
-        self.unpin([entry])
-        stays = entry.pin_count > 0 or entry.state is not READY
+        self.end_transfer([entry])
+        shown_on = self.levels[move.source[0]].slots.is_held(move.source[1])
+        stays = entry.pin_count > 0 or entry.state is not READY or shown_on
         if written and not stays:
             self._relocate(entry, level, slot)
             self.count("demotions", [entry.key])
@@ -386,8 +425,9 @@ class Index:
         self.changed.fire()
 
     def condemn(self, entry: BlockEntry) -> None:
-        """Remove a pinned block whose bytes are bad; its slots are free with the last pin."""
+        """Remove a pinned block whose bytes are bad; its slot is free with the last pin."""
         level = self.levels[entry.level]
+        self._give_copies_back(entry)
         self.pinned.discard(entry.key)
         level.stuck -= 1
         del self.ready[entry.key]
@@ -395,6 +435,14 @@ class Index:
         self.policy.remove([entry.key], level.number)
         self._depart(level, [entry])
         self._emit(EventKind.REMOVED, [entry.key], level)
+
+    def take_torn(self) -> list[tuple[Level, list[int]]]:
+        """Take the free slots that may hold torn bytes out of use, to be erased."""
+        return [
+            (level, level.slots.take_these(tuple(level.torn)))
+            for level in self.levels
+            if level.torn
+        ]
 
     def take_stale(self, keys: Iterable[Key] | None) -> list[tuple[Level, list[int]]]:
         """Take the free slots that still show these blocks (or any) out of use, to be erased."""
@@ -445,7 +493,7 @@ class Index:
             assert entry.state is READY
             assert entry.pin_count >= 0
             assert (entry.pin_count > 0) == (key in self.pinned), entry
-            assert entry.move is None or entry.pin_count > 0
+            assert entry.pin_count >= entry.busy >= (entry.move is not None)
             claim(entry.level, entry.slot)
             for number, slot in (entry.copies or {}).items():
                 assert number > entry.level
@@ -499,6 +547,15 @@ class Index:
                 usage[0] += sign
                 usage[1] += sign * entry.size
 
+    def _victims(self, level: Level, count: int) -> list[Key]:
+        """Return the coldest blocks of a level whose slots can be used again at once."""
+        held = level.slots.held
+        keys = self.policy.victims(level.number, count + held, self.pinned)
+        if held:
+            is_held, ready = level.slots.is_held, self.ready
+            keys = [key for key in keys if not is_held(ready[key].slot)][:count]
+        return keys
+
     def _evict(self, level: Level, keys: Sequence[Key]) -> list[int]:
         """Remove blocks of one level from every tier; return their slots, which stay in use."""
         if not keys:
@@ -525,7 +582,6 @@ class Index:
 
     def _give_slots_back(self, entry: BlockEntry) -> None:
         self.levels[entry.level].free([entry.slot], [entry.key])
-        self._give_copies_back(entry)
         self.changed.fire()
 
     def _give_copies_back(self, entry: BlockEntry) -> None:

@@ -25,6 +25,7 @@ class Level:
         "stale_slots",
         "stuck",
         "tier",
+        "torn",
         "usage",
     )
 
@@ -43,11 +44,14 @@ class Level:
         # Records in free slots of a persistent tier, which would come back on reopening.
         self.stale: dict[Key, set[int]] = {}
         self.stale_slots: dict[int, Key] = {}
+        # Of those, the ones that may hold torn bytes, so that they must not come back.
+        self.torn: set[int] = set()
 
     @property
     def room(self) -> int:
         """Slots that a caller could get: free, or holding what may give way."""
-        return self.slots.free + len(self.copies) + self.blocks - self.stuck
+        room = self.slots.free + len(self.copies) + self.blocks - self.stuck
+        return max(0, room - self.slots.held)
 
     def free(self, slots: Sequence[int], keys: Sequence[Key]) -> None:
         """Take back slots whose blocks left without being erased."""
@@ -57,6 +61,7 @@ class Level:
     def leave(self, slots: Sequence[int], keys: Sequence[Key]) -> None:
         """Note that slots hold what nobody wants any more."""
         if self.tier.persistent:
+            self.renew(slots)
             for slot, key in zip(slots, keys, strict=True):
                 self.stale.setdefault(key, set()).add(slot)
                 self.stale_slots[slot] = key
@@ -65,6 +70,7 @@ class Level:
         """Note that slots were overwritten or erased."""
         if self.stale_slots:
             for slot in slots:
+                self.torn.discard(slot)
                 key = self.stale_slots.pop(slot, None)
                 if key is not None:
                     self.stale[key].discard(slot)

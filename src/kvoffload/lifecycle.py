@@ -23,6 +23,7 @@ class Phase(Enum):
     """Where a manager is in its life; it goes through it once."""
 
     NEW = "not opened yet"
+    OPENING = "being opened"
     OPEN = "open"
     CLOSING = "closing"
     CLOSED = "closed"
@@ -51,11 +52,28 @@ class Tasks:
         task.add_done_callback(self._running.discard)
         return task
 
-    async def close(self) -> None:
-        """Cancel what still runs and wait for its end. Cancelled, it waits nevertheless."""
+    def cancel_others(self) -> None:
+        """Cancel every task but the one that asks."""
+        current = asyncio.current_task()
         for task in self._running:
-            task.cancel()
-        await self._group.__aexit__(None, None, None)
+            if task is not current:
+                task.cancel()
+
+    async def close(self, timeout_s: float) -> None:
+        """Cancel what still runs and wait for its end. Cancelled, it waits nevertheless.
+
+        A task that does not end in `timeout_s`, for the code of some tier won't be cancelled, is
+        told and left behind.
+        """
+        self.cancel_others()
+        if self._running:
+            await asyncio.wait(self._running, timeout=timeout_s)
+        if self._running:
+            log.error(
+                "closing: %d tasks won't be cancelled and are left behind", len(self._running)
+            )
+        else:
+            await self._group.__aexit__(None, None, None)
 
 
 async def _guard(work: Callable[[], Coroutine[Any, Any, None]]) -> None:
@@ -80,6 +98,7 @@ class Lifecycle:
         self._owner: asyncio.AbstractEventLoop | None = None
         self._tasks: Tasks | None = None
         self._background: list[asyncio.Task[None]] = []
+        self._closed: anyio.Event
 
     def check(self) -> None:
         """Refuse use while not open, or from elsewhere than the loop it was opened on.
@@ -105,11 +124,18 @@ class Lifecycle:
         self._runs = self._owner.is_running
         self._tasks = Tasks()
         await self._tasks.open()
-        self.phase = Phase.CLOSING  # until the tiers are open, nothing but close is allowed
+        self._closed = anyio.Event()
+        self.phase = Phase.OPENING  # until the tiers are open, nothing but close is allowed
         return Jobs(self._tasks.start)
 
     def opened(self) -> None:
-        """Let callers in."""
+        """Let callers in.
+
+        Raises:
+            ClosedError: It was closed while it was being opened.
+        """
+        if self.phase is not Phase.OPENING:
+            raise ClosedError(f"{self._name} was closed while it was being opened")
         self.phase = Phase.OPEN
         self._thread = get_ident()
         _OPEN.add(self)
@@ -120,11 +146,18 @@ class Lifecycle:
             raise RuntimeError("not open")
         self._background += [self._tasks.start(loop) for loop in loops]
 
-    async def close(self, steps: Sequence[Callable[[], Awaitable[None]]], timeout_s: float) -> None:
+    async def close(
+        self,
+        steps: Sequence[Callable[[], Awaitable[None]]],
+        final: Sequence[Callable[[], Awaitable[None]]],
+        timeout_s: float,
+    ) -> None:
         """Refuse new work, take the steps in turn, and end every task; idempotent.
 
-        Each step is taken, whatever became of those before; together they get `timeout_s`.
-        Cancelled, the steps are still taken, and the cancellation goes on afterwards.
+        Each step is taken, whatever became of those before; `steps` together get `timeout_s`.
+        Then what still runs is cancelled, and the `final` ones get as much again. Cancelled, all
+        of them are still taken, and the cancellation goes on afterwards. A second closer waits for
+        the first.
 
         Raises:
             WrongLoopError: From another loop, thread or process.
@@ -137,14 +170,15 @@ class Lifecycle:
             raise self._refusal()
         tasks = self._tasks
         if tasks is None:
-            raise RuntimeError("not open")
+            await self._closed.wait()
+            return
         self._tasks = None
         self.phase = Phase.CLOSING
         self._thread = NO_THREAD
         _OPEN.discard(self)
         for task in self._background:
             task.cancel()
-        closing = Closing(steps, timeout_s)
+        closing = Closing(tasks, steps, final, timeout_s)
         tasks.start(closing.run)
         cancelled: asyncio.CancelledError | None = None
         # A scope's shield would not hold against task.cancel(); waiting on does.
@@ -155,10 +189,11 @@ class Lifecycle:
                 except asyncio.CancelledError as exc:
                     cancelled = exc
             try:
-                await tasks.close()
+                await tasks.close(timeout_s)
             except asyncio.CancelledError as exc:
                 cancelled = exc
         self.phase = Phase.CLOSED
+        self._closed.set()
         if cancelled is not None:
             raise cancelled
         if closing.error is not None:
@@ -191,24 +226,38 @@ if hasattr(os, "register_at_fork"):
 class Closing:
     """The steps of a close, as a task of their own."""
 
-    def __init__(self, steps: Sequence[Callable[[], Awaitable[None]]], timeout_s: float) -> None:
+    def __init__(
+        self,
+        tasks: Tasks,
+        steps: Sequence[Callable[[], Awaitable[None]]],
+        final: Sequence[Callable[[], Awaitable[None]]],
+        timeout_s: float,
+    ) -> None:
+        self._tasks = tasks
         self._steps = steps
+        self._final = final
         self._timeout_s = timeout_s
         self.done = anyio.Event()
         self.error: Exception | None = None
 
     async def run(self) -> None:
-        """Take the steps; those that the time does not suffice for are skipped, and told."""
-        deadline = anyio.current_time() + self._timeout_s
+        """Take the steps; those that the time does not suffice for are given up, and told."""
         try:
-            for step in self._steps:
-                with anyio.CancelScope(deadline=deadline) as scope:
-                    try:
-                        await step()
-                    except Exception as exc:  # noqa: BLE001  # the steps after it must be taken
-                        log.error("closing: %s", exc)
-                        self.error = self.error or exc
-                if scope.cancelled_caught:
-                    log.error("closing: %s took too long and was given up", step.__name__)
+            await self._take(self._steps)
+            self._tasks.cancel_others()
+            await self._take(self._final)
         finally:
             self.done.set()
+
+    async def _take(self, steps: Sequence[Callable[[], Awaitable[None]]]) -> None:
+        deadline = anyio.current_time() + self._timeout_s
+        for step in steps:
+            with anyio.CancelScope(deadline=deadline) as scope:
+                try:
+                    await step()
+                except Exception as exc:  # noqa: BLE001  # the steps after it must be taken
+                    log.error("closing: %s", exc)
+                    self.error = self.error or exc
+            if scope.cancelled_caught:
+                name = step.__name__.strip("_").replace("_", " ")
+                log.error("closing: %s took longer than %g s", name, self._timeout_s)

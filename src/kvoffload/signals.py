@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 
 
 class Signal:
@@ -25,4 +26,9 @@ class Signal:
         """Wait until the next time it is fired."""
         waiter = asyncio.get_running_loop().create_future()
         self._waiters.append(waiter)
-        await waiter
+        try:
+            await waiter
+        except BaseException:
+            with contextlib.suppress(ValueError):  # fired just now
+                self._waiters.remove(waiter)
+            raise

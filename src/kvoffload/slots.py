@@ -48,6 +48,17 @@ class Slots:
         """Slots taken and not given back."""
         return self.capacity - self.free - len(self._retired)
 
+    @property
+    def held(self) -> int:
+        """Slots in use that a view shows which outlived its lease."""
+        if self._gone:
+            self._collect()
+        return len(self._held) - len(self._retired)
+
+    def is_held(self, slot: int) -> bool:
+        """Whether such a view shows this slot."""
+        return slot in self._held
+
     def take(self, count: int) -> list[int]:
         """Take up to `count` free slots."""
         if self._gone:

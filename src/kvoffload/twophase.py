@@ -45,29 +45,40 @@ class TwoPhase:
         self._held: dict[Key, Hold] = {}
         self._lent: dict[Key, list[LentView]] = {}
         self._staged: dict[Key, int] = {}
+        # Blocks whose holder was given up, until when it may yet come back: a completion is of a
+        # hash, and must not be taken for that of the next holder, which is still at work.
+        self._late_stores: dict[Key, float] = {}
+        self._late_loads: dict[Key, float] = {}
+        self._unsure: set[Key] = set()
         self._wake = anyio.Event()
 
     # Stores
 
     def reserved(self, keys: Sequence[Key]) -> list[BlockEntry]:
         """Return those of the keys that a `prepare_store` reserved."""
-        found = map(self._index.pending.get, dict.fromkeys(keys))
+        found = map(self._index.pending.get, dict.fromkeys(self.not_late(keys)))
         return [entry for entry in found if entry is not None and not entry.pin_count]
+
+    def not_late(self, keys: Sequence[Key]) -> Sequence[Key]:
+        """Leave out those whose completion may be that of a holder that was given up before.
+
+        Better the present holder's block is given up in its turn than published half written.
+        """
+        if not self._late_stores:
+            return keys
+        now = self._clock()
+        late = {key for key in keys if self._late_stores.pop(key, now) > now}
+        self._unsure |= late & self._index.pending.keys()
+        return [key for key in keys if key not in late]
 
     def watch(self) -> None:
         """Note that something was prepared, so that its time runs."""
         if not self._wake.is_set():
             self._wake.set()
 
-    def stage(self, entries: Sequence[BlockEntry]) -> bool:
-        """Give each reserved block a staging buffer; `False`, and none, if there are too few."""
-        slots = self._loading.staging.slots
-        buffers = slots.take(len(entries))
-        if len(buffers) < len(entries):
-            slots.give_back(buffers)
-            return False
+    def stage(self, entries: Sequence[BlockEntry], buffers: Sequence[int]) -> None:
+        """Take over a staging buffer for each reserved block, until it is completed."""
         self._staged.update(zip([entry.key for entry in entries], buffers, strict=True))
-        return True
 
     def place_of_store(self, entry: BlockEntry) -> Place:
         """Return where the bytes of a reserved block go."""
@@ -128,7 +139,13 @@ class TwoPhase:
                     f"complete_load of block {show_hash(block_hash)}, which no prepare_load holds"
                     + (" that often" if hold is not None else " (any more)")
                 )
-        return [one for key in keys for one in self._release(self._held[key])]
+        derived: list[BlockHash] = []
+        now = self._clock()
+        for key in keys:
+            # As with stores: another holder's pin stays rather than being taken for the late one's.
+            if not (self._late_loads and self._late_loads.pop(key, now) > now):
+                derived += self._release(self._held[key])
+        return derived
 
     # Views, on their first access
 
@@ -184,12 +201,20 @@ class TwoPhase:
             self.end_store([entry])
             self.unstage([entry])
             index.abort([entry])
+            if entry.key in self._unsure:
+                self._unsure.discard(entry.key)
+            else:
+                self._late_stores[entry.key] = now + self._ttl_s
             self._tell_expired(entry, "reservation")
         for hold in tuple(self._held.values()):
             while hold.deadlines and hold.deadlines[0] <= now:
                 self._release(hold)
+                self._late_loads[hold.entry.key] = now + self._ttl_s
                 self._tell_expired(hold.entry, "pin")
             deadlines += hold.deadlines[:1]
+        for late in (self._late_stores, self._late_loads):
+            for key in [key for key, until in late.items() if until <= now]:
+                del late[key]
         return min(deadlines, default=None)
 
     def _tell_expired(self, entry: BlockEntry, what: str) -> None:

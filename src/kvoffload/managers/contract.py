@@ -7,7 +7,6 @@ from contextlib import AbstractAsyncContextManager
 from types import TracebackType
 from typing import Self
 
-from ..blocks import BlockEntry
 from ..checks import check_count, check_seconds
 from ..clock import SystemClock
 from ..core import Core, CoreOptions, Outcome
@@ -203,15 +202,14 @@ class Contract:
         keys: list[Key] | None = None
         if block_hashes is not None and num_blocks is None:
             keys = list(dict.fromkeys(self._keys(check_hashes(block_hashes))))
-            await self._wait_for_moves(keys)
+            await self._wait_for_transfers(keys)
             found = [index.ready[key] for key in keys if key in index.ready]
             entries = [entry for entry in found if not entry.pin_count]
         elif block_hashes is None and num_blocks is not None:
             check_count("num_blocks", num_blocks, least=0)
             entries = index.coldest(num_blocks, self._namespace, everywhere=self._sees_all)
-            while len(entries) < num_blocks and core.storing.moving:
-                await index.changed.wait()
-                core.check()
+            if len(entries) < num_blocks:
+                await self._wait_for_transfers(list(index.pinned))
                 entries = index.coldest(num_blocks, self._namespace, everywhere=self._sees_all)
         else:
             raise ConfigError("evict takes either block_hashes or num_blocks=")
@@ -227,16 +225,14 @@ class Contract:
         """
         core, index = self._core, self._core.index
         core.check()
-        await self._wait_for_moves(None)
-        mine = [entry for entry in index.ready.values() if self._is_mine(entry)]
+        await self._wait_for_transfers(list(index.pinned))
+        mine = [entry for key, entry in index.ready.items() if self._sees_all or self._owns(key)]
         index.drop([entry for entry in mine if not entry.pin_count])
         if self._sees_all:
             await core.durability.erase(None)
         else:
             stale = {key for level in index.levels for key in level.stale}
-            await core.durability.erase(
-                [k for k in stale if isinstance(k, tuple) and k[0] == self._namespace]
-            )
+            await core.durability.erase([key for key in stale if self._owns(key)])
 
     async def flush(self) -> FlushResult:
         """Copy what lies only in memory to the persistent tier and make it durable; evict nothing.
@@ -373,19 +369,15 @@ class Contract:
             evicted=tuple(self._to_hashes(outcome.evicted)),
         )
 
-    def _is_mine(self, entry: BlockEntry) -> bool:
-        return self._sees_all or entry.namespace == self._namespace
+    def _owns(self, key: Key) -> bool:
+        return (key[0] if isinstance(key, tuple) else None) == self._namespace
 
-    async def _wait_for_moves(self, keys: Sequence[Key] | None) -> None:
-        """Wait until none of the blocks (or none at all) is on its way between tiers."""
+    async def _wait_for_transfers(self, keys: Sequence[Key]) -> None:
+        """Wait for transfers of the manager's own, where nothing else pins these blocks."""
         index = self._core.index
         while True:
-            if keys is None:
-                moving = self._core.storing.moving > 0
-            else:
-                found = (index.ready.get(key) for key in keys)
-                moving = any(entry is not None and entry.move is not None for entry in found)
-            if not moving:
+            found = (index.ready.get(key) for key in keys)
+            if not any(entry and 0 < entry.busy == entry.pin_count for entry in found):
                 return
             await index.changed.wait()
             self._core.check()

@@ -49,6 +49,9 @@ class Durability:
 
     async def _flush(self, make_room: bool) -> FlushResult:
         index = self._index
+        torn = index.take_torn()
+        if torn:
+            await self._erase(torn)
         persistent = [level for level in index.levels if level.tier.persistent]
         if not persistent:
             return FlushResult(durable=0, not_durable=len(index.ready))
@@ -99,7 +102,9 @@ class Durability:
         ]
         slots = level.slots.take(len(entries))
         entries = entries[: len(slots)]
-        index.pin(entries)
+        index.begin_transfer(entries)
+        for entry in entries:
+            entry.shown += 1  # a promotion would let the slot that is read here give way
         written: set[int] = set()
         try:
             for source in index.levels:
@@ -117,14 +122,17 @@ class Durability:
                         number for number, good in zip(group, outcomes, strict=True) if good
                     )
         finally:
-            index.unpin(entries)
             for number, (entry, slot) in enumerate(zip(entries, slots, strict=True)):
+                entry.shown -= 1
                 kept = number in written and index.ready.get(entry.key) is entry
                 # Another flush may have been faster.
                 if kept and level.number not in (entry.copies or {}):
                     index.add_copy(entry, level, slot)
+                elif number in written:
+                    level.free([slot], [entry.key])
                 else:
                     level.slots.give_back([slot])
+            index.end_transfer(entries)
 
     async def _erase(self, taken: Sequence[tuple[Level, list[int]]]) -> None:
         failed: TierError | None = None

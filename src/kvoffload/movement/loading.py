@@ -54,6 +54,11 @@ class Flight:
             block_hash=entry.block_hash,
         )
 
+    @property
+    def is_bad(self) -> bool:
+        """Whether what was read did not check, so that the block was dropped."""
+        return isinstance(self.error, CorruptBlockError) and self.entry.state is BlockState.ABSENT
+
 
 class Loading:
     """Makes pinned blocks visible, reading those that have no address of their own."""
@@ -89,7 +94,9 @@ class Loading:
         if rising and not self._rise_now(rising):
             return False
         visible = [
-            levels[entry.level].tier.addressable and entry.key not in flights for entry in entries
+            levels[entry.level].tier.addressable
+            and (entry.key not in flights or flights[entry.key].entry is not entry)
+            for entry in entries
         ]
         return all(visible)
 
@@ -158,7 +165,7 @@ class Loading:
 
         Cancelled, it goes on.
         """
-        self._index.pin(entries)
+        self._index.begin_transfer(entries)
         await self._jobs.start(lambda _: self._promote(entries)).result()
 
     # Inside
@@ -173,7 +180,8 @@ class Loading:
             if entry.key in mine:
                 continue
             flight = self._flights.get(entry.key)
-            if flight is not None:
+            # A flight of another entry is of one that did not check and was stored anew.
+            if flight is not None and flight.entry is entry:
                 flight.users += 1
                 mine[entry.key] = flight
                 continue
@@ -190,7 +198,7 @@ class Loading:
             self.leave(mine)
             raise
         if fresh:
-            self._index.pin([flight.entry for flight in fresh])
+            self._index.begin_transfer([flight.entry for flight in fresh])
             rising = [flight for flight in rising if flight.grant is None]
             self._jobs.start(lambda _: self._fly(fresh, rising))
         return mine
@@ -205,8 +213,13 @@ class Loading:
 
         Not while someone looks at it there, and not while a move down still reads it.
         """
-        ready = entry.state is BlockState.READY
-        return ready and entry.level > 0 and not entry.shown and entry.move is None
+        return (
+            entry.state is BlockState.READY
+            and entry.level > 0
+            and not entry.shown
+            and entry.move is None
+            and not self._index.levels[entry.level].slots.is_held(entry.slot)
+        )
 
     def _rise_now(self, entries: Sequence[BlockEntry]) -> bool:
         """Promote blocks at once, if it takes but a small copy in memory; say whether it was."""
@@ -223,13 +236,12 @@ class Loading:
             )
         ):
             return False
-        grants = index.make_room(0, len(entries), [], [])
-        for entry, grant in zip(entries, grants, strict=True):
+        for entry, slot in zip(entries, index.take_now(0, len(entries), []), strict=True):
             source = levels[entry.level]
             payload = source.tier.view(entry.slot, entry.size)
-            self._transfer.copy_in_now(hottest, [grant.slot], [payload])
+            self._transfer.copy_in_now(hottest, [slot], [payload])
             self._transfer.count_read(source, 1, entry.size)
-            index.promote(entry, 0, grant.slot)
+            index.promote(entry, 0, slot)
         return True
 
     def _in_memory(self, flight: Flight) -> bool:
@@ -278,6 +290,7 @@ class Loading:
             raise
         finally:
             self._land(flights)
+        await self._erase_bad(flights)
 
     async def _promote(self, entries: Sequence[BlockEntry]) -> None:
         """Open flights for those blocks alone that there is room for, and nobody else fetches."""
@@ -291,13 +304,14 @@ class Loading:
                     flight.grant = (0, grants.pop())
                     flights.append(flight)
             self._index.release(0, grants)
-            self._index.pin([flight.entry for flight in flights])
+            self._index.begin_transfer([flight.entry for flight in flights])
             await self._read_all(flights)
             came = [flight.entry.key for flight in flights if not flight.entry.level]
             self._index.prefetched.update(came)
         finally:
             self._land(flights)
-            self._index.unpin(entries)
+            self._index.end_transfer(entries)
+        await self._erase_bad(flights)
 
     async def _room_above(self, count: int) -> list[Grant]:
         """Get slots of the hottest tier for blocks on their way up, as far as there are any."""
@@ -307,10 +321,11 @@ class Loading:
         return [grant for grant in grants if grant.usable]
 
     async def _read_all(self, flights: Sequence[Flight]) -> None:
-        hottest = self._index.levels[0].tier
+        levels = self._index.levels
         groups: dict[int, list[Flight]] = {}
         for flight in flights:
-            if flight.grant is not None and flight.staged is None and not hottest.addressable:
+            unseen = flight.grant is not None and not levels[flight.grant[0]].tier.addressable
+            if unseen and flight.staged is None:
                 flight.staged = next(iter(self.staging.slots.take(1)), None)
                 if flight.staged is None:
                     self._give_grant_back(flight)
@@ -327,22 +342,25 @@ class Loading:
         into = [self._target(flight) for flight in flights]
         slots = [flight.entry.slot for flight in flights]
         outcomes = await transfer.read(level, slots, into, [one.entry.key for one in flights])
-        bad: list[BlockEntry] = []
         for flight, error in zip(flights, outcomes, strict=True):
             flight.error = error
             if isinstance(error, CorruptBlockError) and flight.entry.state is BlockState.READY:
                 index.condemn(flight.entry)
                 index.count("corrupt", [flight.entry.key])
-                bad.append(flight.entry)
         for flight, buffer in zip(flights, into, strict=True):
             if flight.error is None and flight.grant is not None:
                 await self._rise(flight, *flight.grant, buffer)
-        if bad:
-            # Where this fails it was counted and told; the next read finds the block out again.
-            with contextlib.suppress(TierError):
-                await transfer.erase(
-                    level, [entry.slot for entry in bad], [entry.key for entry in bad]
-                )
+
+    async def _erase_bad(self, flights: Sequence[Flight]) -> None:
+        """Make the tiers forget what did not check; those who wait for it know by now."""
+        for entry in [flight.entry for flight in flights if flight.is_bad]:
+            level = self._index.levels[entry.level]
+            try:
+                # Where this fails it was counted and told, and the next read finds it out again.
+                with contextlib.suppress(TierError):
+                    await self._transfer.erase(level, [entry.slot], [entry.key])
+            finally:
+                self._index.end_transfer([entry])  # only now may the slot be used again
 
     def _target(self, flight: Flight) -> ByteArray:
         """Return the array to read into: the slot that the block rises to, where it can be seen."""
@@ -383,7 +401,7 @@ class Loading:
                 self._retire(flight)
             elif flight.error is not None and self._flights.get(flight.entry.key) is flight:
                 del self._flights[flight.entry.key]  # the next caller tries again
-        self._index.unpin([flight.entry for flight in flights])
+        self._index.end_transfer([flight.entry for flight in flights if not flight.is_bad])
 
     def _retire(self, flight: Flight) -> None:
         if self._flights.get(flight.entry.key) is flight:

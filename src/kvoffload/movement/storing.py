@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 from ..blocks import BlockEntry, Grant, Move
+from ..errors import TierError
 from ..index import Index
 from ..jobs import Job, Jobs
 from ..named import Named
@@ -59,7 +61,11 @@ class Storing:
         """
         outcome = Stored()
         entries = self._index.reserve(keys, [data.nbytes for data in payloads], pins=1)
-        plan = self._plan(entries, outcome.evicted, named)
+        try:
+            plan = self._plan(entries, outcome.evicted, named)
+        except BaseException:
+            self._index.abort(entries)
+            raise
         bytes_of = dict(zip(keys, payloads, strict=True))
         if self._is_instant(plan):
             self._apply_now(plan, bytes_of, outcome)
@@ -69,13 +75,16 @@ class Storing:
         return outcome
 
     def reserve_now(self, keys: Sequence[Key], sizes: Sequence[int]) -> Stored | None:
-        """Reserve slots of the hottest tier where that takes no I/O; `None` if it takes some."""
+        """Reserve slots of the hottest tier where that takes no I/O; `None` if it does."""
         level = self._index.levels[0]
         count = len(keys)
         if len(self._index.levels) > 1 and count > level.slots.free + len(level.copies):
             return None
         outcome = Stored()
         slots = self._index.take_now(0, count, outcome.evicted)
+        if len(slots) < count:
+            level.slots.give_back(slots)
+            return None
         outcome.stored = self._index.reserve(keys, sizes)
         for entry, slot in zip(outcome.stored, slots, strict=True):
             entry.slot = slot
@@ -110,6 +119,7 @@ class Storing:
         """
         waiting = list(moves)
         self._moving += len(waiting)
+        unfinished = dict.fromkeys(waiting)
         try:
             while waiting:
                 head = waiting[0]
@@ -125,16 +135,16 @@ class Storing:
                 written = dict.fromkeys(batch, False)
                 if possible:
                     written.update(zip(possible, await self._transfer.move(possible), strict=True))
-                self._moving -= len(batch)
-                evicted += [
-                    move.entry.key for move in batch if self._index.finish_move(move, written[move])
-                ]
+                for move in batch:
+                    self._moving -= 1
+                    del unfinished[move]
+                    if self._index.finish_move(move, written[move]):
+                        evicted.append(move.entry.key)
         finally:
             # A hard close: nothing more will be written.
-            self._moving -= len(waiting)
-            for move in waiting:
-                if move.done is None:
-                    self._index.finish_move(move, written=False)
+            self._moving -= len(unfinished)
+            for move in unfinished:
+                self._index.finish_move(move, written=False)
 
     # Inside
 
@@ -149,12 +159,20 @@ class Storing:
                 plan.unplaced.append((entry, place))
             else:
                 wanted.setdefault(place, []).append(entry)
-        # The deepest first: what the chain spills down comes before what it pushes down.
-        for number in sorted(wanted, reverse=True):
-            group = wanted[number]
-            grants = index.make_room(number, len(group), plan.moves, evicted)
-            plan.granted += zip(group, [number] * len(group), grants, strict=False)
-            plan.unplaced += [(entry, RejectReason.PINNED) for entry in group[len(grants) :]]
+        try:
+            # The deepest first: what the chain spills down comes before what it pushes down.
+            for number in sorted(wanted, reverse=True):
+                group = wanted[number]
+                grants = index.make_room(number, len(group), plan.moves, evicted)
+                plan.granted += zip(group, [number] * len(group), grants, strict=False)
+                plan.unplaced += [(entry, RejectReason.PINNED) for entry in group[len(grants) :]]
+        except BaseException:
+            # A policy that raises: what was planned so far is undone.
+            for move in plan.moves:
+                index.finish_move(move, written=False)
+            for _, number, grant in plan.granted:
+                index.release(number, [grant])
+            raise
         return plan
 
     def _is_instant(self, plan: Plan) -> bool:
@@ -241,7 +259,10 @@ class Storing:
         if job.abandoned:
             # The caller may have changed its buffers while they were read.
             if level.tier.persistent:
-                await self._transfer.erase(level, slots, keys)
+                level.leave(slots, keys)
+                level.torn.update(slots)  # until they are erased, now or by the next flush
+                with contextlib.suppress(TierError):
+                    await self._transfer.erase(level, slots, keys)
             return
         good = [entry for entry, error in zip(entries, outcomes, strict=True) if error is None]
         bad = [entry for entry, error in zip(entries, outcomes, strict=True) if error is not None]
@@ -265,8 +286,11 @@ class Storing:
                     continue
                 moves: list[Move] = []
                 grants = index.make_room(0, len(todo), moves, outcome.evicted)
-                plan = Plan([(entry, 0, grant) for entry, grant in zip(todo, grants, strict=True)])
                 await self.run_moves(moves, outcome.evicted)
+                if len(grants) < len(todo):
+                    index.release(0, grants)
+                    return False
+                plan = Plan([(entry, 0, grant) for entry, grant in zip(todo, grants, strict=True)])
                 todo = self._take_granted(plan)[1]
             complete = not job.abandoned
             return complete

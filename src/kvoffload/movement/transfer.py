@@ -6,6 +6,8 @@ import asyncio
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 
+import numpy as np
+
 from ..blocks import BlockEntry, Move
 from ..errors import TierError
 from ..index import Index
@@ -200,27 +202,29 @@ class Transfer:
         entries: Sequence[BlockEntry],
         slots: Sequence[int],
     ) -> list[bool]:
-        written = [False] * len(entries)
-        buffers = self.staging.slots.take(len(entries))
-        try:
-            group = entries[: len(buffers)]
-            into = [
-                self.staging.show(buffer, entry.size)
-                for buffer, entry in zip(buffers, group, strict=True)
-            ]
-            keys = [entry.key for entry in group]
-            read = await self.read(source, [entry.slot for entry in group], into, keys)
-            good = [number for number, outcome in enumerate(read) if outcome is None]
-            outcomes = await self.write(
-                target,
-                [slots[number] for number in good],
-                [into[number] for number in good],
-                [keys[number] for number in good],
-            )
-            for number, outcome in zip(good, outcomes, strict=True):
-                written[number] = outcome is None
-        finally:
-            self.staging.slots.give_back(buffers)
+        written: list[bool] = []
+        while len(written) < len(entries):
+            buffers = self.staging.slots.take(len(entries) - len(written))
+            group = entries[len(written) :][: len(buffers) or 1]
+            targets = slots[len(written) :][: len(group)]
+            try:
+                into = [
+                    self.staging.show(buffer, entry.size)
+                    for buffer, entry in zip(buffers, group, strict=False)
+                ] or [np.empty(group[0].size, np.uint8)]  # all are taken: one of its own, in turn
+                keys = [entry.key for entry in group]
+                read = await self.read(source, [entry.slot for entry in group], into, keys)
+                good = [number for number, outcome in enumerate(read) if outcome is None]
+                outcomes = await self.write(
+                    target,
+                    [targets[number] for number in good],
+                    [into[number] for number in good],
+                    [keys[number] for number in good],
+                )
+            finally:
+                self.staging.slots.give_back(buffers)
+            there = {number for number, error in zip(good, outcomes, strict=True) if error is None}
+            written += [number in there for number in range(len(group))]
         return written
 
     def _count_failed(

@@ -17,13 +17,14 @@ class RecencyQueue:
     not by every eviction while it is pinned; unpinned, it is offered again in its old place.
     """
 
-    __slots__ = ("_order", "_parked", "_returned", "_tickets")
+    __slots__ = ("_offered", "_order", "_parked", "_returned", "_tickets")
 
     def __init__(self) -> None:
         self._order: OrderedDict[Key, None] = OrderedDict()
         # Parked keys are older than all that is in the order; a lower ticket is the colder one.
         self._parked: dict[Key, int] = {}
         self._returned: list[tuple[int, Key]] = []
+        self._offered: set[int] = set()  # the tickets in there, each once
         self._tickets = 0
 
     def __len__(self) -> int:
@@ -93,7 +94,8 @@ class RecencyQueue:
         if self._parked:
             for key in keys:
                 ticket = self._parked.get(key)
-                if ticket is not None:
+                if ticket is not None and ticket not in self._offered:
+                    self._offered.add(ticket)
                     heapq.heappush(self._returned, (ticket, key))
 
     def _returned_keys(self, count: int, pinned: Collection[Key]) -> list[Key]:
@@ -101,9 +103,10 @@ class RecencyQueue:
         heap = self._returned
         while heap and len(offered) < count:
             ticket, key = heapq.heappop(heap)
-            # Stale when the key was used or removed since, pinned again, or pushed twice.
-            stale = self._parked.get(key) != ticket or key in pinned
-            if not stale and not (offered and offered[-1][0] == ticket):
+            # Stale when the key was used or removed since, or pinned again.
+            if self._parked.get(key) == ticket and key not in pinned:
                 offered.append((ticket, key))
+            else:
+                self._offered.discard(ticket)
         self._returned = offered + heap  # a sorted list before a heap of larger ones is a heap
         return [key for _, key in offered]
