@@ -436,23 +436,20 @@ class Index:
         self._depart(level, [entry])
         self._emit(EventKind.REMOVED, [entry.key], level)
 
-    def take_torn(self) -> list[tuple[Level, list[int]]]:
-        """Take the free slots that may hold torn bytes out of use, to be erased."""
-        return [
-            (level, level.slots.take_these(tuple(level.torn)))
-            for level in self.levels
-            if level.torn
-        ]
+    def torn(self) -> list[tuple[Level, list[int]]]:
+        """Return the slots whose record may show torn bytes, to be erased."""
+        return [(level, list(level.torn)) for level in self.levels if level.torn]
 
-    def take_stale(self, keys: Iterable[Key] | None) -> list[tuple[Level, list[int]]]:
-        """Take the free slots that still show these blocks (or any) out of use, to be erased."""
-        taken: list[tuple[Level, list[int]]] = []
+    def stale(self, keys: Iterable[Key] | None) -> list[tuple[Level, list[int]]]:
+        """Return the slots that still show these blocks (or any) after they left."""
+        found: list[tuple[Level, list[int]]] = []
         for level in self.levels:
-            wanted = level.stale if keys is None else [key for key in keys if key in level.stale]
-            slots = [slot for key in wanted for slot in level.stale[key]]
-            if slots:
-                taken.append((level, level.slots.take_these(slots)))
-        return taken
+            if level.stale:
+                left = level.stale if keys is None else [key for key in keys if key in level.stale]
+                slots = [slot for key in left for slot in level.stale[key]]
+                if slots:
+                    found.append((level, slots))
+        return found
 
     # Telling
 

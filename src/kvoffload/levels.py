@@ -17,6 +17,7 @@ class Level:
     __slots__ = (
         "blocks",
         "bytes",
+        "claimed",
         "copies",
         "counters",
         "number",
@@ -41,11 +42,14 @@ class Level:
         self.usage: dict[str, list[int]] = {}
         # Clean copies of blocks that also lie further up: the first to give way.
         self.copies: OrderedDict[Key, BlockEntry] = OrderedDict()
-        # Records in free slots of a persistent tier, which would come back on reopening.
+        # Records of a persistent tier that nobody wants any more, in slots that are free or that
+        # were promised again and not written yet: they would come back on reopening.
         self.stale: dict[Key, set[int]] = {}
         self.stale_slots: dict[int, Key] = {}
         # Of those, the ones that may hold torn bytes, so that they must not come back.
         self.torn: set[int] = set()
+        # Slots that are being written or erased: one at a time.
+        self.claimed: set[int] = set()
 
     @property
     def room(self) -> int:

@@ -134,6 +134,7 @@ class TwoPhase:
         for key, count in wanted.items():
             hold = self._held.get(key)
             if hold is None or len(hold.deadlines) < count:
+                self._late_loads.pop(key, None)  # this was the late one
                 block_hash = key[1] if isinstance(key, tuple) else key
                 raise NotPinnedError(
                     f"complete_load of block {show_hash(block_hash)}, which no prepare_load holds"
@@ -161,6 +162,8 @@ class TwoPhase:
             hold = self._held.get(entry.key)
             prepared = hold is not None and hold.entry is entry
         if not prepared:
+            # Who learns it here won't complete any more.
+            (self._late_stores if writable else self._late_loads).pop(entry.key, None)
             raise NotPinnedError(
                 f"block {show_hash(entry.block_hash)} was completed, or taken back from its "
                 "holder: prepare it again"

@@ -41,17 +41,15 @@ class Durability:
         Raises:
             TierError: Some could not be erased and may come back after a restart.
         """
-        taken = self._index.take_stale(keys)
-        if taken:
-            await self._jobs.start(lambda _: self._erase(taken)).result()
+        stale = self._index.stale(keys)
+        if stale:
+            await self._jobs.start(lambda _: self._erase(stale)).result()
 
     # Inside
 
     async def _flush(self, make_room: bool) -> FlushResult:
         index = self._index
-        torn = index.take_torn()
-        if torn:
-            await self._erase(torn)
+        await self._erase(index.torn())
         persistent = [level for level in index.levels if level.tier.persistent]
         if not persistent:
             return FlushResult(durable=0, not_durable=len(index.ready))
@@ -62,7 +60,7 @@ class Durability:
         for start in range(0, len(volatile), FLUSH_BATCH_BLOCKS):
             await self._copy_down(level, volatile[start : start + FLUSH_BATCH_BLOCKS])
         for each in persistent:
-            await each.tier.flush()
+            await self._transfer.flush(each)
         durable = sum(self._is_durable(entry) for entry in index.ready.values())
         return FlushResult(durable=durable, not_durable=len(index.ready) - durable)
 
@@ -134,15 +132,16 @@ class Durability:
                     level.slots.give_back([slot])
             index.end_transfer(entries)
 
-    async def _erase(self, taken: Sequence[tuple[Level, list[int]]]) -> None:
+    async def _erase(self, stale: Sequence[tuple[Level, list[int]]]) -> None:
         failed: TierError | None = None
-        for level, slots in taken:
-            keys = [level.stale_slots[slot] for slot in slots]
-            try:
-                await self._transfer.erase(level, slots, keys)
-            except TierError as exc:
-                failed = exc
-            finally:
-                level.slots.give_back(slots)
+        for level, slots in stale:
+            async with self._transfer.claim(level, slots):
+                # What was written meanwhile shows another block by now.
+                slots = [slot for slot in slots if slot in level.stale_slots]
+                keys = [level.stale_slots[slot] for slot in slots]
+                try:
+                    await self._transfer.erase(level, slots, keys)
+                except TierError as exc:
+                    failed = exc
         if failed is not None:
             raise failed

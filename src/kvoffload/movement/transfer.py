@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Sequence
+from collections.abc import AsyncIterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import asynccontextmanager
 
 import numpy as np
 
@@ -89,7 +90,8 @@ class Transfer:
         data = [payload.data for payload in reversed(payloads)]
         level.counters["queue_depth"] += len(slots)
         try:
-            outcomes = (await level.tier.write(slots[::-1], data, names))[::-1]
+            async with self.claim(level, slots):
+                outcomes = (await level.tier.write(slots[::-1], data, names))[::-1]
         except Exception as exc:  # noqa: BLE001  # whatever a tier raises is its failure
             outcomes = [_wrapped(exc, level.tier, "write", key) for key in keys]
         finally:
@@ -100,6 +102,18 @@ class Transfer:
         self.count_written(level, len(good), sum(written))
         self._count_failed(level, keys, outcomes)
         return outcomes
+
+    @asynccontextmanager
+    async def claim(self, level: Level, slots: Sequence[int]) -> AsyncIterator[None]:
+        """Be the only one that writes or erases these slots; waits for who does."""
+        while not level.claimed.isdisjoint(slots):
+            await self.index.changed.wait()
+        level.claimed.update(slots)
+        try:
+            yield
+        finally:
+            level.claimed.difference_update(slots)
+            self.index.changed.fire()
 
     async def read(
         self,
@@ -143,6 +157,19 @@ class Transfer:
             self.index.fail(level, keys, str(error))
             raise error from exc
         level.renew(slots)
+
+    async def flush(self, level: Level) -> None:
+        """Make what a tier completed survive a power loss.
+
+        Raises:
+            TierError: It could not make sure.
+        """
+        try:
+            await level.tier.flush()
+        except Exception as exc:
+            error = _wrapped(exc, level.tier, "flush", None)
+            self.index.fail(level, (), str(error))
+            raise error from exc
 
     async def move(self, moves: Sequence[Move]) -> list[bool]:
         """Write a batch of blocks from one tier to one other; say of each whether it is there."""
