@@ -280,7 +280,11 @@ class Core:
         for level in self.index.levels:
             found = []
             for block in await level.tier.open():
-                namespace, block_hash = decode_key(block.key)
+                try:
+                    namespace, block_hash = decode_key(block.key)
+                except ValueError:
+                    log.warning("tier %r: slot %d has no key of ours", level.tier.name, block.slot)
+                    continue  # the slot counts as free
                 key: Key = block_hash if namespace == self.namespace else (namespace, block_hash)
                 found.append((key, block.slot, block.size))
             self.index.restore(level, found)

@@ -64,10 +64,11 @@ class TwoPhase:
 
         Better the present holder's block is given up in its turn than published half written.
         """
-        if not self._late_stores:
+        if not (self._late_stores or self._unsure):
             return keys
         now = self._clock()
         late = {key for key in keys if self._late_stores.pop(key, now) > now}
+        self._unsure.difference_update(keys)
         self._unsure |= late & self._index.pending.keys()
         return [key for key in keys if key not in late]
 

@@ -297,6 +297,8 @@ class Contract:
         """Publish reserved blocks, or with `success=False` give them up; not a use.
 
         Blocks that are unknown, ready, or being stored by `store` are passed over. Their views end.
+        A completion is of a hash, so where an earlier holder of a block was given up, the first
+        one is taken for that holder's, and passed over: no block is published half written.
 
         Raises:
             TypeError: A hash is no `bytes`, `str` or `int`.
