@@ -180,12 +180,11 @@ class Index:
 
     def publish(self, entries: Sequence[BlockEntry]) -> None:
         """Make blocks that are pending no more ready; one event a level."""
-        ready = self.ready
         for entry in entries:
             entry.state = READY
-            ready[entry.key] = entry
         for level, group in self._by_level(entries):
             keys = [entry.key for entry in group]
+            self.ready.update(zip(keys, group, strict=True))
             self.policy.insert(keys, level.number)
             self._arrive(level, group)
             if level.number:
