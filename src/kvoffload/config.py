@@ -6,12 +6,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
+from .checks import check_count
 from .errors import ConfigError
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ManagerSettings:
-    """What an `AsyncLRUManager` is made from; checked when it is made.
+    """What an `AsyncLRUManager` is made from.
 
     Attributes:
         hot_blocks: Slots of the hot tier.
@@ -30,7 +31,8 @@ class ManagerSettings:
         fsync: When the cold tier makes sure of its writes, see `DiskTier`.
 
     Raises:
-        ConfigError: A cold tier without a path, or a path without a cold tier.
+        ConfigError: A number is out of range, or there is a cold tier without a path or a path
+            without a cold tier. What depends on more is checked when the manager is made.
     """
 
     hot_blocks: int = 1000
@@ -49,6 +51,13 @@ class ManagerSettings:
     fsync: Literal["flush", "always"] = "flush"
 
     def __post_init__(self) -> None:
+        check_count("hot_blocks", self.hot_blocks)
+        check_count("warm_blocks", self.warm_blocks, least=0)
+        check_count("cold_blocks", self.cold_blocks, least=0)
+        check_count("block_tokens", self.block_tokens)
+        check_count("block_bytes", self.block_bytes)
+        if self.fsync not in ("flush", "always"):
+            raise ConfigError(f"fsync must be 'flush' or 'always', not {self.fsync!r}")
         if bool(self.cold_blocks) != (self.cold_path is not None):
             raise ConfigError(
                 "cold_blocks and cold_path belong together, not "

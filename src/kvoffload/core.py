@@ -338,7 +338,10 @@ def check_tiers(tiers: Sequence[Tier]) -> None:
             raise ConfigError(f"not a tier (see kvoffload.Tier): {tier!r}")
     names = [tier.name for tier in tiers]
     if len(set(names)) < len(names):
-        raise ConfigError(f"the tiers of one manager need different names, not {names}")
+        raise ConfigError(
+            f"the tiers of one manager need different names, not {names}: pass name=, as in "
+            "MemoryTier(..., name='warm')"
+        )
     sizes = {tier.name: tier.block_bytes for tier in tiers}
     if len(set(sizes.values())) > 1:
         raise ConfigError(f"the tiers of one manager need the same block_bytes, not {sizes}")

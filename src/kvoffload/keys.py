@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Sequence, Sized
 
 import numpy as np
 from numpy.typing import NDArray
@@ -43,9 +43,15 @@ def hash_blocks(
         One hash of 32 bytes for each full block.
 
     Raises:
-        ConfigError: `block_tokens` is less than 1, or a token id is no 64-bit integer.
+        ConfigError: `block_tokens` is less than 1, a token id is no 64-bit integer, or `parent` or
+            `namespace` is of another type.
     """
     check_count("block_tokens", block_tokens)
+    check_namespace(namespace)
+    if not isinstance(parent, bytes | bytearray | memoryview):
+        raise ConfigError(f"parent must be the hash of a block, in bytes, not {parent!r}")
+    if not isinstance(token_ids, Sized):
+        raise ConfigError(f"token_ids must be a flat sequence of integers, not {token_ids!r}")
     count = len(token_ids) // block_tokens
     try:
         tokens = np.asarray(token_ids)
@@ -84,14 +90,18 @@ def check_hashes(block_hashes: Iterable[BlockHash]) -> Sequence[BlockHash]:
             raise TypeError(
                 "block_hashes must be a sequence of hashes, not one hash: wrap it in a list"
             )
+        if not isinstance(block_hashes, Iterable):
+            raise TypeError(
+                f"block_hashes must be a sequence of hashes, not {type(block_hashes).__name__}"
+            )
         block_hashes = list(block_hashes)
     # One pass in C; subclasses take the slow road.
     if not _EXACT_TYPES.issuperset(map(type, block_hashes)):
         for block_hash in block_hashes:
             if not isinstance(block_hash, bytes | str | int) or isinstance(block_hash, bool):
                 raise TypeError(
-                    f"a block hash is bytes, str or int, not {type(block_hash).__name__}: "
-                    f"{block_hash!r}"
+                    f"a block hash is bytes, str or int (convert others), not "
+                    f"{type(block_hash).__name__}: {block_hash!r}"
                 )
     return block_hashes
 

@@ -30,12 +30,12 @@ class Named:
             fresh = {
                 key: ready[key] for key in self._keys if key in ready and key not in self._held
             }
-            self._index.pin(fresh.values())
+            self._index.begin_transfer(fresh.values())
             self._held |= fresh
 
     def release(self) -> None:
         """Take the pins back; the call ended."""
         self._released = True
         if self._held:
-            self._index.unpin(self._held.values())
+            self._index.end_transfer(self._held.values())
             self._held = {}

@@ -53,6 +53,8 @@ def _as_bytes(payload: object) -> ByteArray:
             raise TypeError(
                 f"a payload is a buffer (bytes, memoryview, array), not {type(payload).__name__}"
             ) from None
+        if "O" in view.format:
+            raise TypeError("a payload of Python objects has no bytes: pass a numeric array")
         if not view.c_contiguous:
             raise ConfigError("a payload must be C-contiguous: pass numpy.ascontiguousarray(it)")
         payload = view.cast("B") if view.nbytes else b""

@@ -45,6 +45,8 @@ class Prefetcher:
         self.workers = workers
         self._queue: OrderedDict[Key, None] = OrderedDict()
         self._wake = anyio.Event()
+        self.hinted: set[Key] = set()
+        """All that was hinted since the queue was empty: no victim of what is fetched for it."""
 
     def hint(self, keys: Sequence[Key]) -> int:
         """Queue blocks that are wanted and not queued yet; return how many. Never waits."""
@@ -58,6 +60,8 @@ class Prefetcher:
                 self._queue[key] = None
                 queued += 1
         if queued:
+            if len(self.hinted) < QUEUE_BLOCKS:
+                self.hinted.update(keys[:QUEUE_BLOCKS])
             self._wake.set()
         return queued
 
@@ -73,6 +77,7 @@ class Prefetcher:
         """Fetch what is hinted, batch by batch, until cancelled."""
         while True:
             while not self._queue:
+                self.hinted.clear()
                 if self._wake.is_set():
                     self._wake = anyio.Event()
                 await self._wake.wait()

@@ -50,7 +50,13 @@ class RequestScope:
 
     @property
     def hit(self) -> int:
-        """Prefix hit: leading blocks that were ready on entry, pinned until the end."""
+        """Prefix hit: leading blocks that were ready on entry, pinned until the end.
+
+        Raises:
+            ClosedError: The scope was not entered yet.
+        """
+        if not self._entered:
+            raise ClosedError("use a request inside its `async with`")
         return self._hit
 
     async def __aenter__(self) -> RequestScope:

@@ -8,7 +8,6 @@ still shows the slot, which then stays out of reuse until the array is gone.
 from __future__ import annotations
 
 import contextlib
-import logging
 import warnings
 import weakref
 from collections.abc import Callable
@@ -20,8 +19,6 @@ from .errors import DerivedViewWarning
 from .keys import show_hash
 from .slots import Slots
 from .types import BlockHash, ByteArray
-
-log = logging.getLogger("kvoffload")
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -67,15 +64,19 @@ def take_back(lent: list[LentView]) -> list[BlockHash]:
     return [one.block_hash for one in lent if one.take_back()]
 
 
-def warn_derived(block_hashes: list[BlockHash], *, stacklevel: int = 3) -> None:
-    """Warn of what outlived its lease; called last, for a warning may be an error."""
+def warn_derived(
+    block_hashes: list[BlockHash], *, writable: bool = False, stacklevel: int = 3
+) -> None:
+    """Warn of what outlived its view; called last, for a warning may be an error."""
     if block_hashes:
         names = ", ".join(map(show_hash, block_hashes[:4])) + (", ..." if block_hashes[4:] else "")
         message = (
-            f"a slice or array over a leased view of {names} outlived its lease: it stays "
+            f"a slice or array over the writable view of {names} outlived complete_store: writing "
+            "through it changes a published block; drop it (`del`) before you complete"
+            if writable
+            else f"a slice or array over a leased view of {names} outlived its lease: it stays "
             "readable, but the slot is out of use until it is gone; copy what you keep"
         )
-        log.warning(message)
         warnings.warn(message, DerivedViewWarning, stacklevel=stacklevel)
 
 
@@ -87,6 +88,7 @@ class Staging:
     """
 
     def __init__(self, budget_bytes: int, block_bytes: int) -> None:
+        self.budget_bytes = budget_bytes
         self.block_bytes = block_bytes
         self.slots = Slots(budget_bytes // block_bytes)
         self._arena: ByteArray | None = None

@@ -160,7 +160,7 @@ class TestFromLowerTiers:
         cold = RestartableTier(8, SIZE, name="cold")
         async with AsyncLRUManager(hot=MemoryTier(2, SIZE), cold=cold) as kv:
             await kv.store(range(6), [payload_for(number, SIZE) for number in range(6)])
-            assert kv.hint_prefetch([0, 4, 5, 77]) == 2
+            assert kv.hint_prefetch([4, 5, 77]) == 2
             await eventually(lambda: kv.get_stats().promotions == 2)
             assert [location.tier for location in kv.locate([4, 5])] == ["hot", "hot"]
             async with kv.load([4]) as lease:
@@ -187,6 +187,21 @@ class TestFromLowerTiers:
                     await anyio.lowlevel.checkpoint()
                     hang.release()
             await eventually(lambda: kv.get_stats().pinned == 0)
+            kv.check_invariants()
+
+    async def test_a_hint_does_not_push_out_what_it_names(self) -> None:
+        """A chain longer than hot: its head stays, and what finds no room is dropped and counted.
+
+        A prefix without its head is worth nothing.
+        """
+        cold = RestartableTier(16, SIZE, name="cold")
+        async with AsyncLRUManager(hot=MemoryTier(4, SIZE), cold=cold, policy="lru") as kv:
+            await kv.store(range(10), [payload_for(number, SIZE) for number in range(10)])
+            await kv.store([99, 98], [payload_for(number, SIZE) for number in (99, 98)])
+            assert [each.tier for each in kv.locate(range(4))] == ["hot", "hot", "cold", "cold"]
+            kv.hint_prefetch(range(10))
+            await eventually(lambda: kv.get_stats().prefetch_dropped == 6)
+            assert [each.tier for each in kv.locate(range(4))] == ["hot"] * 4
             kv.check_invariants()
 
     async def test_no_room_above(self) -> None:

@@ -8,6 +8,7 @@ from typing import Self
 
 from ..checks import check_count
 from ..keys import check_hashes, check_namespace
+from ..named import Named
 from ..policy import make_policy
 from ..prefetch import Prefetcher
 from ..types import BlockHash, Clock, EvictionPolicy, Key, Tier
@@ -101,6 +102,10 @@ class AsyncLRUManager(Manager):
     def namespace(self, name: str) -> NamespaceView:
         """Return this manager as seen from inside one namespace.
 
+        For tenants that share a manager: the same hash in two namespaces is two blocks. The
+        manager itself looks up and stores in its own namespace alone (`namespace=` when it was
+        made), but its `clear`, `evict(num_blocks=)`, stats and events are those of all.
+
         Raises:
             ConfigError: The name is no `str`, or too long.
         """
@@ -114,7 +119,8 @@ class AsyncLRUManager(Manager):
 
     async def _bring_up(self, keys: Sequence[Key]) -> Sequence[Key]:
         index = self._core.index
-        await self._core.loading.promote([index.ready[key] for key in keys])
+        named = Named(index, tuple(self._prefetcher.hinted))
+        await self._core.loading.promote([index.ready[key] for key in keys], named)
         return [key for key in keys if (entry := index.ready.get(key)) and entry.level == 0]
 
 

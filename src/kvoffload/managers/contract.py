@@ -94,11 +94,17 @@ class Contract:
         return found
 
     def get_stats(self) -> ManagerStats:
-        """Return a snapshot of the counters; allowed after close too."""
+        """Return a snapshot of the counters; allowed after close too.
+
+        Hits and misses of the manager are those of `lookup` and `request`, hits of a tier those of
+        loads.
+        """
         return self._core.stats(self._namespace, everywhere=self._sees_all)
 
     def events(self) -> AsyncIterator[OffloadingEvent]:
         """Subscribe, at this call, to what happens from now on; ends when the manager closes.
+
+        Not a coroutine: `async for event in manager.events()`.
 
         A reader that is slower than the events misses the oldest, and is told how many.
         """
@@ -296,7 +302,8 @@ class Contract:
     async def complete_store(self, block_hashes: Sequence[BlockHash], success: bool = True) -> None:
         """Publish reserved blocks, or with `success=False` give them up; not a use.
 
-        Blocks that are unknown, ready, or being stored by `store` are passed over. Their views end.
+        Blocks that are unknown, ready, or being stored by `store` are passed over. Their
+        views end; drop what you made over them (slices, arrays) first, for it could still write.
         A completion is of a hash, so where an earlier holder of a block was given up, the first
         one is taken for that holder's, and passed over: no block is published half written.
 
@@ -307,7 +314,7 @@ class Contract:
         core = self._core
         core.check()
         keys = self._keys(check_hashes(block_hashes))
-        warn_derived(await core.complete_store(keys, success=success))
+        warn_derived(await core.complete_store(keys, success=success), writable=success)
 
     async def prepare_load(self, block_hashes: Sequence[BlockHash]) -> LoadStoreSpec:
         """Pin blocks, counted, and say where they lie; cold ones are read first. Not a use.

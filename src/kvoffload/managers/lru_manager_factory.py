@@ -104,7 +104,6 @@ class LRUManagerFactory:
             ConfigError: A setting is wrong; says which and what is allowed.
         """
         settings = ManagerSettings() if settings is None else settings
-        check_count("block_tokens", settings.block_tokens)
         size = settings.block_bytes
         warm = cold = None
         if settings.warm_blocks:

@@ -19,6 +19,7 @@ from ..errors import (
 from ..index import Index
 from ..jobs import Jobs
 from ..keys import show_hash
+from ..named import Named
 from ..tiers.memory import INLINE_COPY_BYTES
 from ..types import BlockState, ByteArray, Key
 from ..views import Place, Staging
@@ -160,13 +161,15 @@ class Loading:
             if not flight.users and flight.landed.is_set():
                 self._retire(flight)
 
-    async def promote(self, entries: Sequence[BlockEntry]) -> None:
+    async def promote(self, entries: Sequence[BlockEntry], named: Named) -> None:
         """Bring blocks up into the hottest tier, as far as there is room; nobody waits for them.
+
+        Those that the hint names are not pushed out for each other.
 
         Cancelled, it goes on.
         """
         self._index.begin_transfer(entries)
-        await self._jobs.start(lambda _: self._promote(entries)).result()
+        await self._jobs.start(lambda _: self._promote(entries, named)).result()
 
     # Inside
 
@@ -275,7 +278,7 @@ class Loading:
             raise CapacityError(
                 f"{len(flights)} blocks to read at once, but only {len(flights) - len(early)} fit "
                 f"the memory that is free: load fewer at a time, or give the manager more than "
-                f"staging_bytes={self.staging.slots.capacity * self.staging.block_bytes}"
+                f"staging_bytes={self.staging.budget_bytes}"
             )
 
     async def _fly(self, flights: Sequence[Flight], rising: Sequence[Flight]) -> None:
@@ -292,11 +295,15 @@ class Loading:
             self._land(flights)
         await self._erase_bad(flights)
 
-    async def _promote(self, entries: Sequence[BlockEntry]) -> None:
+    async def _promote(self, entries: Sequence[BlockEntry], named: Named) -> None:
         """Open flights for those blocks alone that there is room for, and nobody else fetches."""
         flights: list[Flight] = []
         try:
-            grants = await self._room_above(len(entries))
+            named.hold()
+            try:
+                grants = await self._room_above(len(entries))
+            finally:
+                named.release()
             landed = anyio.Event()
             for entry in entries:
                 if grants and self._may_rise(entry) and entry.key not in self._flights:
