@@ -5,12 +5,13 @@ from __future__ import annotations
 import logging
 from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 
 from .blocks import BlockEntry
 from .errors import BlockNotFoundError, ConfigError
 from .events import EventHub
 from .index import Index
-from .jobs import Jobs
+from .jobs import Job, Jobs
 from .keys import check_namespace, decode_key, show_hash
 from .lifecycle import Lifecycle
 from .metrics import ManagerStats, new_counters
@@ -272,7 +273,10 @@ class Core:
         self.index.commit([entry for entry in entries if entry not in bad])
         errors = [error for error in outcomes if error is not None]
         if errors:
-            raise errors[0]
+            try:
+                raise errors[0]
+            finally:
+                del errors, outcomes  # or the error and this frame would keep each other
 
     # Steps of opening and closing
 
@@ -302,6 +306,8 @@ class Core:
     async def _close_tiers(self) -> None:
         index = self.index
         error: Exception | None = None
+        # In jobs of their own, for one that hangs must not keep the others open.
+        closing: list[Job[None]] = []
         for level in index.levels:
             order: list[int] = []
             try:
@@ -312,8 +318,10 @@ class Core:
                 order += [slots[level.number] for slots in copies]
             except Exception as exc:  # noqa: BLE001  # a policy's; the tier must be closed
                 error = error or exc
+            closing.append(self.jobs.start(partial(_close_tier, level.tier, order)))
+        for job in closing:
             try:
-                await level.tier.close(order)
+                await job.result()
             except Exception as exc:  # noqa: BLE001  # the other tiers must be closed
                 error = error or exc
         if error is not None:
@@ -325,6 +333,10 @@ class Core:
 
 
 ABSENT = BlockState.ABSENT
+
+
+async def _close_tier(tier: Tier, order: Sequence[int], _: Job[None]) -> None:
+    await tier.close(order)
 
 
 def check_tiers(tiers: Sequence[Tier]) -> None:

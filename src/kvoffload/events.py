@@ -82,7 +82,8 @@ class Subscription:
         while not self._queue:
             if self._closed:
                 raise StopAsyncIteration
-            self._wake = anyio.Event()
+            if self._wake.is_set():
+                self._wake = anyio.Event()
             await self._wake.wait()
         event = self._queue.popleft()
         if self._missed:

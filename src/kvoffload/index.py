@@ -353,6 +353,8 @@ class Index:
         elif written and entry.state is READY:
             self.add_copy(entry, level, slot)
         elif move.after is None or move.after.done:
+            if written:
+                level.leave([slot], [entry.key])
             level.slots.give_back([slot])
             if not stays:
                 self._evict(self.levels[entry.level], [entry.key])
@@ -434,10 +436,6 @@ class Index:
         self.policy.remove([entry.key], level.number)
         self._depart(level, [entry])
         self._emit(EventKind.REMOVED, [entry.key], level)
-
-    def torn(self) -> list[tuple[Level, list[int]]]:
-        """Return the slots whose record may show torn bytes, to be erased."""
-        return [(level, list(level.torn)) for level in self.levels if level.torn]
 
     def stale(self, keys: Iterable[Key] | None) -> list[tuple[Level, list[int]]]:
         """Return the slots that still show these blocks (or any) after they left."""

@@ -48,10 +48,15 @@ class Job(Generic[T]):
         except BaseException:
             self.abandoned = True
             raise
-        if self._error is not None:
-            if isinstance(self._error, Exception):
-                raise self._error
-            raise ClosedError("the manager was closed before this was done") from self._error
+        # Kept here no longer: the error's traceback holds this frame, with all that it names.
+        error, self._error = self._error, None
+        if error is not None:
+            try:
+                if isinstance(error, Exception):
+                    raise error
+                raise ClosedError("the manager was closed before this was done") from error
+            finally:
+                del error, self
         return self._result  # type: ignore[return-value]  # set when there is no error
 
 

@@ -60,7 +60,7 @@ class LeaseScope:
         self._entries = entries
         try:
             if self._count_use:
-                core.index.use(self._keys)
+                core.index.use(list(dict.fromkeys(self._keys)))
             core.loading.count_hits(entries)
             if not core.loading.is_instant(entries):
                 self._flights = await core.loading.bring(entries, self._timeout_s)

@@ -26,7 +26,6 @@ class Level:
         "stale_slots",
         "stuck",
         "tier",
-        "torn",
         "usage",
     )
 
@@ -46,8 +45,6 @@ class Level:
         # were promised again and not written yet: they would come back on reopening.
         self.stale: dict[Key, set[int]] = {}
         self.stale_slots: dict[int, Key] = {}
-        # Of those, the ones that may hold torn bytes, so that they must not come back.
-        self.torn: set[int] = set()
         # Slots that are being written or erased: one at a time.
         self.claimed: set[int] = set()
 
@@ -74,7 +71,6 @@ class Level:
         """Note that slots were overwritten or erased."""
         if self.stale_slots:
             for slot in slots:
-                self.torn.discard(slot)
                 key = self.stale_slots.pop(slot, None)
                 if key is not None:
                     self.stale[key].discard(slot)

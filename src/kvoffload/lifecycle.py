@@ -66,14 +66,21 @@ class Tasks:
         told and left behind.
         """
         self.cancel_others()
-        if self._running:
-            await asyncio.wait(self._running, timeout=timeout_s)
+        deadline = anyio.current_time() + timeout_s
+        cancelled: asyncio.CancelledError | None = None
+        while self._running and (left := deadline - anyio.current_time()) > 0:
+            try:
+                await asyncio.wait(self._running, timeout=left)
+            except asyncio.CancelledError as exc:
+                cancelled = exc
         if self._running:
             log.error(
                 "closing: %d tasks won't be cancelled and are left behind", len(self._running)
             )
         else:
             await self._group.__aexit__(None, None, None)
+        if cancelled is not None:
+            raise cancelled
 
 
 async def _guard(work: Callable[[], Coroutine[Any, Any, None]]) -> None:

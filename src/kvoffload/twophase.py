@@ -50,6 +50,7 @@ class TwoPhase:
         self._late_stores: dict[Key, float] = {}
         self._late_loads: dict[Key, float] = {}
         self._unsure: set[Key] = set()
+        self._unsure_loads: set[Key] = set()
         self._wake = anyio.Event()
 
     # Stores
@@ -145,7 +146,9 @@ class TwoPhase:
         now = self._clock()
         for key in keys:
             # As with stores: another holder's pin stays rather than being taken for the late one's.
-            if not (self._late_loads and self._late_loads.pop(key, now) > now):
+            if self._late_loads and self._late_loads.pop(key, now) > now:
+                self._unsure_loads.add(key)
+            else:
                 derived += self._release(self._held[key])
         return derived
 
@@ -213,7 +216,10 @@ class TwoPhase:
         for hold in tuple(self._held.values()):
             while hold.deadlines and hold.deadlines[0] <= now:
                 self._release(hold)
-                self._late_loads[hold.entry.key] = now + self._ttl_s
+                if hold.entry.key in self._unsure_loads:
+                    self._unsure_loads.discard(hold.entry.key)  # it was completed, perhaps
+                else:
+                    self._late_loads[hold.entry.key] = now + self._ttl_s
                 self._tell_expired(hold.entry, "pin")
             deadlines += hold.deadlines[:1]
         for late in (self._late_stores, self._late_loads):
@@ -237,6 +243,7 @@ class TwoPhase:
         if not hold.deadlines:
             # Only now: another load's holder may be looking at the same view.
             del self._held[entry.key]
+            self._unsure_loads.discard(entry.key)
             derived = take_back(self._lent.pop(entry.key, []))
             for flights in hold.flights:
                 self._loading.leave(flights)

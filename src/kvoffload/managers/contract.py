@@ -215,7 +215,7 @@ class Contract:
             check_count("num_blocks", num_blocks, least=0)
             entries = index.coldest(num_blocks, self._namespace, everywhere=self._sees_all)
             if len(entries) < num_blocks:
-                await self._wait_for_transfers(list(index.pinned))
+                await self._wait_for_transfers([key for key in index.pinned if self._sees(key)])
                 entries = index.coldest(num_blocks, self._namespace, everywhere=self._sees_all)
         else:
             raise ConfigError("evict takes either block_hashes or num_blocks=")
@@ -231,8 +231,8 @@ class Contract:
         """
         core, index = self._core, self._core.index
         core.check()
-        await self._wait_for_transfers(list(index.pinned))
-        mine = [entry for key, entry in index.ready.items() if self._sees_all or self._owns(key)]
+        await self._wait_for_transfers([key for key in index.pinned if self._sees(key)])
+        mine = [entry for key, entry in index.ready.items() if self._sees(key)]
         index.drop([entry for entry in mine if not entry.pin_count])
         if self._sees_all:
             await core.durability.erase(None)
@@ -377,6 +377,9 @@ class Contract:
             rejected=dict(zip(self._to_hashes(rejected), rejected.values(), strict=True)),
             evicted=tuple(self._to_hashes(outcome.evicted)),
         )
+
+    def _sees(self, key: Key) -> bool:
+        return self._sees_all or self._owns(key)
 
     def _owns(self, key: Key) -> bool:
         return (key[0] if isinstance(key, tuple) else None) == self._namespace

@@ -49,7 +49,6 @@ class Durability:
 
     async def _flush(self, make_room: bool) -> FlushResult:
         index = self._index
-        await self._erase(index.torn())
         persistent = [level for level in index.levels if level.tier.persistent]
         if not persistent:
             return FlushResult(durable=0, not_durable=len(index.ready))
@@ -86,6 +85,7 @@ class Durability:
         if missing > 0:
             keys = index.policy.victims(level.number, missing, index.pinned)
             index.drop([index.ready[key] for key in keys])
+            index.count("evictions", keys)
         return volatile[: level.slots.free]
 
     async def _copy_down(self, level: Level, entries: Sequence[BlockEntry]) -> None:
@@ -144,4 +144,7 @@ class Durability:
                 except TierError as exc:
                     failed = exc
         if failed is not None:
-            raise failed
+            try:
+                raise failed
+            finally:
+                del failed  # or the error and this frame would keep each other

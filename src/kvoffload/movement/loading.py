@@ -426,6 +426,9 @@ class Loading:
 
 def _again(error: TierError) -> TierError:
     """Return a new error like one that others get too."""
-    fresh = type(error)(str(error), tier=error.tier, block_hash=error.block_hash)
+    kind = CorruptBlockError if isinstance(error, CorruptBlockError) else TierError
+    if isinstance(error, TierUnavailableError):
+        kind = TierUnavailableError
+    fresh = kind(str(error), tier=error.tier, block_hash=error.block_hash)
     fresh.__cause__ = error
     return fresh

@@ -2,18 +2,19 @@
 
 from __future__ import annotations
 
-import contextlib
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 from ..blocks import BlockEntry, Grant, Move
-from ..errors import TierError
 from ..index import Index
 from ..jobs import Job, Jobs
 from ..named import Named
 from ..tiers.memory import INLINE_COPY_BYTES
 from ..types import ByteArray, Key, RejectReason
 from .transfer import Transfer
+
+WRITE_BYTES = 64 * 1024 * 1024
+"""Most bytes copied and written at a time to a tier without addresses."""
 
 
 @dataclass(slots=True)
@@ -130,7 +131,8 @@ class Storing:
                     and move.target[0] == head.target[0]
                     and (move.after is None or move.after.done is not None)
                 ]
-                waiting = [move for move in waiting if move not in batch]
+                started = set(batch)
+                waiting = [move for move in waiting if move not in started]
                 possible = [move for move in batch if move.after is None or move.after.done]
                 written = dict.fromkeys(batch, False)
                 if possible:
@@ -253,22 +255,30 @@ class Storing:
         outcome: Stored,
     ) -> None:
         level = self._index.levels[number]
-        slots = [entry.slot for entry in entries]
-        keys = [entry.key for entry in entries]
-        outcomes = await self._transfer.write(level, slots, [bytes_of[key] for key in keys], keys)
-        if job.abandoned:
-            # The caller may have changed its buffers while they were read.
-            if level.tier.persistent:
-                level.leave(slots, keys)
-                level.torn.update(slots)  # until they are erased, now or by the next flush
-                with contextlib.suppress(TierError):
-                    await self._transfer.erase(level, slots, keys)
-            return
-        good = [entry for entry, error in zip(entries, outcomes, strict=True) if error is None]
-        bad = [entry for entry, error in zip(entries, outcomes, strict=True) if error is not None]
-        self._index.commit(good)
-        outcome.stored += good
-        self._reject([(entry, RejectReason.FAILED) for entry in bad], outcome)
+        step = len(entries)
+        if not level.tier.addressable:
+            step = max(1, WRITE_BYTES // level.tier.block_bytes)
+        for start in range(0, len(entries), step):
+            group = entries[start : start + step]
+            keys = [entry.key for entry in group]
+            payloads = [bytes_of[key] for key in keys]
+            if not level.tier.addressable:
+                # A write that the caller's cancellation leaves behind must not see its buffers,
+                # which are its own again then: the record would check, and show other bytes.
+                payloads = await self._transfer.private_copies(payloads)
+                if job.abandoned:
+                    return
+            slots = [entry.slot for entry in group]
+            outcomes = await self._transfer.write(level, slots, payloads, keys)
+            if job.abandoned:
+                written = [n for n, error in enumerate(outcomes) if error is None]
+                level.leave([slots[n] for n in written], [keys[n] for n in written])
+                return
+            good = [entry for entry, error in zip(group, outcomes, strict=True) if error is None]
+            bad = [entry for entry, error in zip(group, outcomes, strict=True) if error is not None]
+            self._index.commit(good)
+            outcome.stored += good
+            self._reject([(entry, RejectReason.FAILED) for entry in bad], outcome)
 
     async def _reserve(
         self, job: Job[bool], entries: Sequence[BlockEntry], outcome: Stored, named: Named
@@ -296,8 +306,10 @@ class Storing:
             return complete
         finally:
             if complete:
+                now = index.clock()
                 for entry in entries:
-                    entry.pin_count = 0  # from here on the caller completes them
+                    entry.pin_count = 0  # from here on the caller completes them, in its time
+                    entry.access_time = now
                 outcome.stored += entries
             else:
                 index.abort(entries)

@@ -72,7 +72,16 @@ class Transfer:
         self.copy_in_now(target, [move.target[1]], [payload])
         self.count_read(source, 1, move.entry.size)
 
-    # Through tiers of any kind; never raise, but when the task is cancelled
+    async def private_copies(self, payloads: Sequence[ByteArray]) -> list[ByteArray]:
+        """Return copies of payloads, made on a thread where it is much."""
+        copies = [np.empty(payload.nbytes, np.uint8) for payload in payloads]
+        if sum([payload.nbytes for payload in payloads]) <= INLINE_COPY_BYTES:
+            copy_now(copies, payloads)
+        else:
+            await self._copy_on_threads(copies, payloads)
+        return copies
+
+    # Through tiers of any kind; what fails in a tier is an outcome, not an exception
 
     async def write(
         self,
@@ -153,9 +162,7 @@ class Transfer:
         try:
             await level.tier.erase(slots)
         except Exception as exc:
-            error = _wrapped(exc, level.tier, "erase", keys[0] if keys else None)
-            self.index.fail(level, keys, str(error))
-            raise error from exc
+            raise self._failed(exc, level, "erase", keys) from exc
         level.renew(slots)
 
     async def flush(self, level: Level) -> None:
@@ -167,9 +174,7 @@ class Transfer:
         try:
             await level.tier.flush()
         except Exception as exc:
-            error = _wrapped(exc, level.tier, "flush", None)
-            self.index.fail(level, (), str(error))
-            raise error from exc
+            raise self._failed(exc, level, "flush", ()) from exc
 
     async def move(self, moves: Sequence[Move]) -> list[bool]:
         """Write a batch of blocks from one tier to one other; say of each whether it is there."""
@@ -253,6 +258,12 @@ class Transfer:
             there = {number for number, error in zip(good, outcomes, strict=True) if error is None}
             written += [number in there for number in range(len(group))]
         return written
+
+    def _failed(self, exc: Exception, level: Level, what: str, keys: Sequence[Key]) -> TierError:
+        # Returned and not kept in a local of who raises it: its traceback would hold that frame.
+        error = _wrapped(exc, level.tier, what, keys[0] if keys else None)
+        self.index.fail(level, keys, str(error))
+        return error
 
     def _count_failed(
         self, level: Level, keys: Sequence[Key], outcomes: Sequence[TierError | None]

@@ -97,8 +97,7 @@ def small_manager(
         async with small_manager(hot=4, cold=FaultyTier(MemoryTier(8, 64, name="cold"))) as kv:
             ...
 
-    Build it in a fixture, but enter it in the test: a manager belongs to the task that entered it,
-    and pytest-asyncio runs fixtures in another one.
+    A yield fixture may hold it too, on the event loop that the test runs on.
 
     Args:
         kind: `"lru"`, `"weighted"`, `"tiered"`, `"prefetching"` or `"async"`, as in the names of
