@@ -1,0 +1,104 @@
+"""Further defects that a review found, each as the story in which it showed."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Collection
+
+import anyio
+import anyio.lowlevel
+import pytest
+
+from kvoffload import AsyncLRUManager, Key, LRUOffloadManager, LRUPolicy, MemoryTier, NotPinnedError
+from kvoffload.testing import FaultyTier, ManualClock, RestartableTier, eventually
+
+
+async def test_a_late_complete_that_was_refused_is_the_late_one() -> None:
+    """A late complete that was refused is the late one."""
+    clock = ManualClock()
+    async with LRUOffloadManager(MemoryTier(4, 64), clock=clock, reservation_ttl_s=10) as kv:
+        await kv.store(["a"], [b"a"])
+        await kv.prepare_load(["a"])
+        await eventually(lambda: clock.sleepers > 0)
+        clock.advance(11)
+        await eventually(lambda: kv.get_stats().expired == 1)
+        with pytest.raises(NotPinnedError):
+            await kv.complete_load(["a"])  # the late holder came back, and was told
+        await kv.prepare_load(["a"])
+        await kv.complete_load(["a"])
+        assert kv.get_stats().pinned == 0
+
+
+async def test_close_with_a_stubborn_close_is_bounded() -> None:
+    """Close with a stubborn close is bounded."""
+    cold = FaultyTier(RestartableTier(4, 64))
+    kv = AsyncLRUManager(hot=MemoryTier(1, 64), cold=cold, close_timeout_s=0.05)
+    await kv.__aenter__()
+    hang = cold.hang("close", stubborn=True)
+    done = []
+
+    async def close() -> None:
+        try:
+            await kv.__aexit__(None, None, None)
+        finally:
+            done.append(1)
+
+    t = asyncio.get_running_loop().create_task(close())
+    await anyio.sleep(0.6)
+    bounded = bool(done)
+    hang.release()
+    await asyncio.wait([t])
+    assert bounded
+
+
+async def test_cancelled_close_waits_for_its_tasks() -> None:
+    """Tasks.close: 'Cancelled, it waits nevertheless'."""
+    cold = FaultyTier(RestartableTier(4, 64))
+    kv = AsyncLRUManager(hot=MemoryTier(1, 64), cold=cold, policy="lru", close_timeout_s=0.2)
+    await kv.__aenter__()
+    await kv.store(["a"], [b"a"])
+    hang = cold.hang("write", stubborn=True)
+    store = asyncio.get_running_loop().create_task(kv.store(["b"], [b"b"]))
+    await hang.entered.wait()
+    closer = asyncio.get_running_loop().create_task(kv.__aexit__(None, None, None))
+    await anyio.sleep(0.3)  # drained in vain, tiers closed, now it waits for the stubborn one
+    closer.cancel()
+    await anyio.lowlevel.checkpoint()
+    await anyio.lowlevel.checkpoint()
+    still = not closer.done()
+    hang.release()
+    await asyncio.wait([closer, store])
+    store.exception()
+    assert still
+
+
+async def test_policy_that_raises_on_a_lower_level_costs_no_block() -> None:
+    """Policy that raises on a lower level costs no block."""
+
+    class Bad(LRUPolicy):
+        bad = False
+
+        def victims(self, level: int, count: int, pinned: Collection[Key]) -> list[Key]:
+            if self.bad and level == 1:
+                raise ValueError("bug")
+            return super().victims(level, count, pinned)
+
+    policy = Bad()
+    kv = AsyncLRUManager(
+        hot=MemoryTier(2, 64),
+        warm=MemoryTier(2, 64, name="warm"),
+        cold=RestartableTier(8, 64),
+        policy=policy,
+    )
+    async with kv:
+        await kv.store(range(4), [b"1"] * 4)
+        policy.bad = True
+        with pytest.raises(ValueError, match="bug"):
+            await kv.store([10], [b"3"])
+        policy.bad = False
+        kv.check_invariants()
+        s = kv.get_stats()
+        assert s.pending == 0
+        for t in s.tiers.values():
+            assert t.free_blocks + t.blocks == t.capacity_blocks
+        assert await kv.lookup(range(4)) == 4
