@@ -111,7 +111,9 @@ class WeightedPolicy:
             return
         past = _Past(0, self._now, NEW)
         if not self._remembers_any(keys):
-            self._resident.update(dict.fromkeys(keys, past))
+            resident = self._resident
+            for key in keys:
+                resident[key] = past
             queues[NEW].push(keys)
             return
         for key in reversed(keys):
