@@ -27,7 +27,7 @@ class ManagerSettings:
         namespace: Isolation domain that is part of every key.
         staging_bytes: Budget of the buffers for blocks that have no address of their own.
         reservation_ttl_s: Seconds until a two-phase holder that never completes is given up.
-        close_timeout_s: Seconds that a close may take.
+        close_timeout_s: Seconds for draining and flushing at close, and as much for the tiers.
         fsync: When the cold tier makes sure of its writes, see `DiskTier`.
 
     Raises:

@@ -48,7 +48,7 @@ class CoreOptions:
         staging_bytes: Budget of the buffers for blocks that have no address of their own.
         reservation_ttl_s: Seconds until a two-phase holder that never completes is given up.
         promote_threshold: Uses below the hottest tier that promote a block; `None` for never.
-        close_timeout_s: Seconds that a close may take.
+        close_timeout_s: Seconds for draining and flushing at close, and as much for the tiers.
     """
 
     clock: Clock

@@ -39,7 +39,7 @@ class AsyncLRUManager(Manager):
         staging_bytes: Budget of the buffers for blocks that have no address of their own.
         reservation_ttl_s: Seconds until a two-phase holder that never completes is given up.
         clock: Time; tests inject `kvoffload.testing.ManualClock`.
-        close_timeout_s: Seconds that a close may take.
+        close_timeout_s: Seconds for draining and flushing at close, and as much for the tiers.
 
     Raises:
         ConfigError: A setting is wrong, or the tiers differ in `block_bytes` or share a name.

@@ -30,7 +30,7 @@ class PrefetchingLRUManager(Manager):
         staging_bytes: Budget of the buffers for blocks that have no address of their own.
         reservation_ttl_s: Seconds until a two-phase holder that never completes is given up.
         clock: Time; tests inject `kvoffload.testing.ManualClock`.
-        close_timeout_s: Seconds that a close may take.
+        close_timeout_s: Seconds for draining and flushing at close, and as much for the tiers.
 
     Raises:
         ConfigError: A setting is wrong; says which and what is allowed.
