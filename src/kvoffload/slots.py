@@ -57,6 +57,8 @@ class Slots:
 
     def is_held(self, slot: int) -> bool:
         """Whether such a view shows this slot."""
+        if self._gone:
+            self._collect()
         return slot in self._held
 
     def take(self, count: int) -> list[int]:

@@ -22,7 +22,7 @@ from kvoffload.testing import FaultyTier, ManualClock, RestartableTier, eventual
 
 
 async def test_hotter_blocks_go_to_the_higher_tier() -> None:
-    """Hotter blocks go to the higher tier."""
+    """A demotion of several put the hottest of them on the slow disk, and the coldest in memory."""
     async with TieredLRUManager(
         MemoryTier(4, 64), MemoryTier(2, 64, name="warm"), RestartableTier(8, 64)
     ) as kv:
@@ -33,7 +33,7 @@ async def test_hotter_blocks_go_to_the_higher_tier() -> None:
 
 
 async def test_evict_during_a_flush() -> None:
-    """Evict during a flush."""
+    """An eviction by name during a flush returned without evicting: the flush pinned the block."""
     cold = FaultyTier(RestartableTier(8, 64))
     async with AsyncLRUManager(hot=MemoryTier(2, 64), cold=cold) as kv:
         await kv.store(["a"], [b"a"])
@@ -54,7 +54,7 @@ async def test_evict_during_a_flush() -> None:
 
 
 async def test_evict_during_a_prefetch() -> None:
-    """Evict during a prefetch."""
+    """The same with a prefetch: the block was pinned for its read, and stayed."""
     cold = FaultyTier(RestartableTier(8, 64))
     async with AsyncLRUManager(hot=MemoryTier(2, 64), cold=cold) as kv:
         await kv.store(range(4), [b"a"] * 4)
@@ -76,7 +76,10 @@ async def test_evict_during_a_prefetch() -> None:
 
 
 async def test_condemned_block_with_a_copy_and_its_successor() -> None:
-    """Condemned block with a copy and its successor."""
+    """A block stored anew, after its bytes were found bad, lost the flushed copy of its own.
+
+    The end of the bad one, which a request still pinned, took the books of both apart.
+    """
     hot, cold = FaultyTier(MemoryTier(4, 64)), RestartableTier(8, 64)
     async with AsyncLRUManager(hot=hot, cold=cold) as kv:
         await kv.store(["a"], [b"a"])
@@ -93,7 +96,7 @@ async def test_condemned_block_with_a_copy_and_its_successor() -> None:
 
 
 async def test_late_complete_of_an_expired_reservation_publishes_another_s() -> None:
-    """Late complete of an expired reservation publishes another s."""
+    """A slow engine completed too late, and published what another had only begun to write."""
     clock = ManualClock()
     async with LRUOffloadManager(MemoryTier(4, 64), clock=clock, reservation_ttl_s=10) as kv:
         await kv.prepare_store(["a"])  # A
@@ -107,7 +110,7 @@ async def test_late_complete_of_an_expired_reservation_publishes_another_s() -> 
 
 @pytest.mark.parametrize("method", ["admit", "victims"])
 async def test_policy_that_raises_leaks_nothing(method: str) -> None:
-    """Policy that raises leaks nothing."""
+    """An error in the user's own policy left a block pending, which nobody could store again."""
 
     class Bad(LRUPolicy):
         bad = False
@@ -133,7 +136,7 @@ async def test_policy_that_raises_leaks_nothing(method: str) -> None:
 
 
 async def test_victims_fewer_than_there_are() -> None:
-    """Victims fewer than there are."""
+    """A policy that names no victim broke `prepare_store`; it means that there is no room."""
 
     class Bad(LRUPolicy):
         def victims(self, level: int, count: int, pinned: Collection[Key]) -> list[Key]:
@@ -146,7 +149,7 @@ async def test_victims_fewer_than_there_are() -> None:
 
 
 async def test_returned_keys_are_bounded() -> None:
-    """Returned keys are bounded."""
+    """A popular block, pinned and released all day, made the policy grow without end."""
     async with LRUOffloadManager(MemoryTier(2, 64)) as kv:
         await kv.store(["a"], [b"1"])
         await kv.store(["b"], [b"1"])
@@ -162,7 +165,7 @@ async def test_returned_keys_are_bounded() -> None:
 
 
 async def test_waits_leave_nothing_in_the_signal() -> None:
-    """Waits leave nothing in the signal."""
+    """Each wait for a pending block that timed out left a little memory behind for good."""
     async with LRUOffloadManager(MemoryTier(2, 64)) as kv:
         await kv.prepare_store(["a"])
         for _ in range(50):
@@ -172,7 +175,7 @@ async def test_waits_leave_nothing_in_the_signal() -> None:
 
 
 async def test_ready_again_while_its_predecessor_s_bad_read_ends() -> None:
-    """E is condemned, its erase hangs; a new E is stored; its load gets the old one's error."""
+    """A good block could not be loaded: the load got the error of the bad one it had replaced."""
     cold = FaultyTier(RestartableTier(8, 64))
     async with AsyncLRUManager(hot=cold) as kv:
         await kv.store(["a"], [b"a"])

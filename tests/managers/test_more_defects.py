@@ -14,7 +14,10 @@ from kvoffload.testing import FaultyTier, ManualClock, RestartableTier, eventual
 
 
 async def test_a_late_complete_that_was_refused_is_the_late_one() -> None:
-    """A late complete that was refused is the late one."""
+    """A late engine was refused once, and the next engine's completion was taken for the late one.
+
+    Its block stayed pinned until it expired.
+    """
     clock = ManualClock()
     async with LRUOffloadManager(MemoryTier(4, 64), clock=clock, reservation_ttl_s=10) as kv:
         await kv.store(["a"], [b"a"])
@@ -65,7 +68,7 @@ async def test_cancelled_close_waits_for_its_tasks() -> None:
 
 
 async def test_policy_that_raises_on_a_lower_level_costs_no_block() -> None:
-    """Policy that raises on a lower level costs no block."""
+    """An error in the user's own policy, on a lower tier, lost slots that were already found."""
 
     class Bad(LRUPolicy):
         bad = False

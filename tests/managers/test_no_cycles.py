@@ -14,7 +14,7 @@ from kvoffload.testing import FaultyTier
 
 @pytest.mark.filterwarnings("ignore::kvoffload.DerivedViewWarning")
 async def test_a_failed_completion_frees_its_staging_buffer_without_the_collector() -> None:
-    """A failed completion frees its staging buffer without the collector."""
+    """Failing writes used staging up: each error kept a buffer until a garbage collection."""
     hot = FaultyTier(MemoryTier(4, 64))
     async with LRUOffloadManager(hot) as kv:
 

@@ -2,50 +2,68 @@
 
 from __future__ import annotations
 
-from kvoffload import AsyncLRUManager, LRUOffloadManager, Medium, MemoryTier
-from kvoffload.testing import FaultyTier, RestartableTier
+from kvoffload import AsyncLRUManager, BlockHash, LRUOffloadManager, Medium, MemoryTier
+from kvoffload.testing import FaultyTier, RestartableTier, payload_for
+
+BLOCK_BYTES = 64
+
+
+def payload(block_hash: BlockHash) -> bytes:
+    return payload_for(block_hash, BLOCK_BYTES)
 
 
 async def test_demotion_between_disks_with_little_staging() -> None:
-    """Demotion between disks with little staging."""
-    cold, remote = (
-        RestartableTier(4, 64),
-        RestartableTier(16, 64, name="remote", medium=Medium.REMOTE),
-    )
-    async with AsyncLRUManager(hot=cold, remote=remote, staging_bytes=2 * 64, policy="lru") as kv:
-        await kv.store(range(4), [b"1"] * 4)
-        r = await kv.store(range(10, 14), [b"2"] * 4)
-        assert r.evicted == ()  # remote has room for 16
-        assert await kv.lookup(range(4)) == 4
+    """Blocks on their way to a roomy remote tier were lost, as all did not fit staging at once."""
+    cold = RestartableTier(4, BLOCK_BYTES)
+    remote = RestartableTier(16, BLOCK_BYTES, name="remote", medium=Medium.REMOTE)
+    kv = AsyncLRUManager(hot=cold, remote=remote, policy="lru", staging_bytes=2 * BLOCK_BYTES)
+    old, new = range(4), range(10, 14)
+    async with kv:
+        await kv.store(old, [payload(number) for number in old])
+        result = await kv.store(new, [payload(number) for number in new])
+        assert result.evicted == ()
+        assert [found.tier for found in kv.locate(old)] == ["remote"] * 4
+        for number in old:
+            async with kv.load([number]) as lease:
+                assert bytes(lease[0]) == payload(number)
 
 
 async def test_close_keeps_what_fits_with_little_staging() -> None:
-    """Close keeps what fits with little staging."""
-    hot, cold = FaultyTier(MemoryTier(8, 64)), RestartableTier(16, 64)
-    async with AsyncLRUManager(hot=hot, cold=cold, staging_bytes=2 * 64) as kv:
-        await kv.store(range(8), [b"1"] * 8)
-    async with LRUOffloadManager(cold) as kv:
-        assert await kv.lookup(range(8)) == 8
+    """A restart lost most blocks: the close kept only as many as staging held at once."""
+    hot = FaultyTier(MemoryTier(8, BLOCK_BYTES))
+    cold = RestartableTier(16, BLOCK_BYTES)
+    chain = range(8)
+    async with AsyncLRUManager(hot=hot, cold=cold, staging_bytes=2 * BLOCK_BYTES) as kv:
+        await kv.store(chain, [payload(number) for number in chain])
+    async with LRUOffloadManager(cold) as again:
+        assert await again.lookup(chain) == 8
+        async with again.load(chain) as lease:
+            assert [bytes(view) for view in lease] == [payload(number) for number in chain]
 
 
-async def test_granted_warm_slot_under_a_hot_tier_that_is_not_addressable() -> None:
-    """Granted warm slot under a hot tier that is not addressable."""
-    hot, warm, cold = (
-        FaultyTier(MemoryTier(2, 64)),
-        MemoryTier(4, 64, name="warm"),
-        RestartableTier(8, 64),
-    )
-    async with AsyncLRUManager(hot=hot, warm=warm, cold=cold, staging_bytes=64) as kv:
-        await kv.store(range(8), [bytes([i]) for i in range(8)])  # 2 hot 4 warm 2 cold
-        await kv.evict([2, 3])
-        assert [each.tier for each in kv.locate([6, 7])] == ["cold", "cold"]
-        async with kv.load([6, 7]) as lease:  # one staged, one into the free warm slot
-            assert [bytes(v) for v in lease] == [b"\6", b"\7"]
+async def test_a_load_beyond_staging_uses_the_free_slots_of_a_warm_tier() -> None:
+    """A load was refused for want of staging, though the warm tier below had the slots it needs.
+
+    The hot tier has no addresses, so what is read there can't be seen.
+    """
+    hot = FaultyTier(MemoryTier(2, BLOCK_BYTES))
+    warm = MemoryTier(4, BLOCK_BYTES, name="warm")
+    cold = RestartableTier(8, BLOCK_BYTES)
+    chain = range(8)
+    async with AsyncLRUManager(hot=hot, warm=warm, cold=cold, staging_bytes=BLOCK_BYTES) as kv:
+        await kv.store(chain, [payload(number) for number in chain])
+        await kv.evict([2, 3])  # of the warm ones
+        assert [found.tier for found in kv.locate([6, 7])] == ["cold", "cold"]
+        async with kv.load([6, 7]) as lease:
+            assert [bytes(view) for view in lease] == [payload(6), payload(7)]
 
 
-async def test_prepare_store_none_changes_nothing() -> None:
-    """Prepare store none changes nothing."""
-    async with LRUOffloadManager(FaultyTier(MemoryTier(4, 64)), staging_bytes=64) as kv:
-        await kv.store(range(4), [b"1"] * 4)
+async def test_prepare_store_that_returns_none_changes_nothing() -> None:
+    """A `prepare_store` refused for want of staging had evicted blocks before it returned None."""
+    hot = FaultyTier(MemoryTier(4, BLOCK_BYTES))
+    chain = range(4)
+    async with LRUOffloadManager(hot, staging_bytes=BLOCK_BYTES) as kv:
+        await kv.store(chain, [payload(number) for number in chain])
         assert await kv.prepare_store(["x", "y"]) is None
-        assert await kv.lookup(range(4)) == 4
+        assert await kv.lookup(chain) == 4
+        assert kv.get_stats().evictions == 0
