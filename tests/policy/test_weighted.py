@@ -141,7 +141,7 @@ def test_ghosts_are_bounded() -> None:
     for number in range(5000):
         cache.request([number * 10 + deep for deep in range(3)])
     assert len(policy._ghosts) + len(policy._old_ghosts) <= 3 * 50 + 3
-    assert len(policy._resident) == 50
+    assert len(policy._pasts) == 50
 
 
 @pytest.mark.parametrize("weight", [-0.1, float("nan"), float("inf")])

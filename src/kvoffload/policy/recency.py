@@ -20,9 +20,9 @@ class RecencyQueue:
     __slots__ = ("_offered", "_order", "_parked", "_returned", "_tickets")
 
     def __init__(self) -> None:
-        self._order: OrderedDict[Key, None] = OrderedDict()
+        self._order: OrderedDict[Key, int] = OrderedDict()  # with the stamp that each came with
         # Parked keys are older than all that is in the order; a lower ticket is the colder one.
-        self._parked: dict[Key, int] = {}
+        self._parked: dict[Key, tuple[int, int]] = {}  # ticket and stamp
         self._returned: list[tuple[int, Key]] = []
         self._offered: set[int] = set()  # the tickets in there, each once
         self._tickets = 0
@@ -33,11 +33,16 @@ class RecencyQueue:
     def __contains__(self, key: Key) -> bool:
         return key in self._order or key in self._parked
 
-    def push(self, keys: Sequence[Key]) -> None:
+    def push(self, keys: Sequence[Key], stamp: int = 0) -> None:
         """Append keys that are not in the queue; the first becomes the most recent."""
         order = self._order
         for key in reversed(keys):
-            order[key] = None
+            order[key] = stamp
+
+    def stamp_of(self, key: Key) -> int:
+        """Return the stamp that a key of the queue was pushed with."""
+        stamp = self._order.get(key)
+        return self._parked[key][1] if stamp is None else stamp
 
     def use(self, keys: Sequence[Key]) -> None:
         """Make those of the keys that are in the queue the most recent; the first most of all."""
@@ -45,8 +50,10 @@ class RecencyQueue:
         for key in reversed(keys):
             if key in order:
                 order.move_to_end(key)
-            elif self._parked.pop(key, None) is not None:
-                order[key] = None
+            elif self._parked:
+                parked = self._parked.pop(key, None)
+                if parked is not None:
+                    order[key] = parked[1]
 
     def renew(self, keys: Sequence[Key]) -> None:
         """Make the keys the most recent, whether they are in the queue or not."""
@@ -56,7 +63,7 @@ class RecencyQueue:
                 order.move_to_end(key)
             else:
                 self._parked.pop(key, None)
-                order[key] = None
+                order[key] = 0
 
     def discard(self, keys: Sequence[Key]) -> None:
         """Remove those of the keys that are in the queue."""
@@ -84,8 +91,7 @@ class RecencyQueue:
                 # that one when it returns.
                 head.append(key)
         for key in head:
-            del self._order[key]
-            self._parked[key] = self._tickets
+            self._parked[key] = (self._tickets, self._order.pop(key))
             self._tickets += 1
         return found
 
@@ -93,10 +99,10 @@ class RecencyQueue:
         """Offer again those of the keys that were stepped over."""
         if self._parked:
             for key in keys:
-                ticket = self._parked.get(key)
-                if ticket is not None and ticket not in self._offered:
-                    self._offered.add(ticket)
-                    heapq.heappush(self._returned, (ticket, key))
+                parked = self._parked.get(key)
+                if parked is not None and parked[0] not in self._offered:
+                    self._offered.add(parked[0])
+                    heapq.heappush(self._returned, (parked[0], key))
 
     def _returned_keys(self, count: int, pinned: Collection[Key]) -> list[Key]:
         offered: list[tuple[int, Key]] = []
@@ -104,7 +110,7 @@ class RecencyQueue:
         while heap and len(offered) < count:
             ticket, key = heapq.heappop(heap)
             # Stale when the key was used or removed since, or pinned again.
-            if self._parked.get(key) == ticket and key not in pinned:
+            if self._parked.get(key, (-1, 0))[0] == ticket and key not in pinned:
                 offered.append((ticket, key))
             else:
                 self._offered.discard(ticket)

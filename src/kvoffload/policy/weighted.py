@@ -81,7 +81,9 @@ class WeightedPolicy:
         self.frequency_weight = frequency_weight
         self._classes = CLASSES if frequency_weight else 1
         self._levels: list[list[RecencyQueue]] = []
-        self._resident: dict[Key, _Past] = {}
+        # Of resident blocks that were used. One that was not is in the queue of new ones, stamped
+        # with when it came: most blocks are, for a moment or for good, and cost no record.
+        self._pasts: dict[Key, _Past] = {}
         self._ghosts: dict[Key, _Past] = {}
         self._old_ghosts: dict[Key, _Past] = {}
         self._max_ghosts = 0
@@ -109,32 +111,29 @@ class WeightedPolicy:
         if not self.frequency_weight:
             queues[0].push(keys)
             return
-        past = _Past(0, self._now, NEW)
         if not self._remembers_any(keys):
-            resident = self._resident
-            for key in keys:
-                resident[key] = past
-            queues[NEW].push(keys)
+            queues[NEW].push(keys, self._now)
             return
         for key in reversed(keys):
-            known = self._ghosts.pop(key, None) or self._old_ghosts.pop(key, None) or past
-            self._resident[key] = known
-            queues[known.use_class].push((key,))
+            past = self._ghosts.pop(key, None) or self._old_ghosts.pop(key, None)
+            if past is None:
+                queues[NEW].push((key,), self._now)
+            else:
+                self._pasts[key] = past
+                queues[past.use_class].push((key,))
 
     def remove(self, keys: Sequence[Key], level: int) -> None:
-        """Remove blocks from a level; their pasts become ghosts."""
+        """Remove blocks from a level; the pasts of those that were used become ghosts."""
         queues = self._levels[level]
         if not self.frequency_weight:
             queues[0].discard(keys)
             return
-        pasts = list(map(self._resident.pop, keys))
-        # Blocks used alike share a record, so there are few different ones to look at.
-        alike = bool(pasts) and pasts.count(pasts[0]) == len(pasts)
-        records = pasts[:1] if alike else {id(past): past for past in pasts}.values()
-        for use_class in {past.use_class for past in records}:
+        pasts = {key: self._pasts.pop(key) for key in keys if key in self._pasts}
+        if len(pasts) < len(keys):
+            queues[NEW].discard(keys)
+        for use_class in {past.use_class for past in pasts.values()}:
             queues[use_class].discard(keys)
-        if any(past.uses for past in records):
-            self._ghosts.update(zip(keys, pasts, strict=True))
+        self._ghosts.update(pasts)
         if len(self._ghosts) > self._max_ghosts:
             self._old_ghosts = self._ghosts
             self._ghosts = {}
@@ -146,14 +145,14 @@ class WeightedPolicy:
                 queues[0].use(keys)
             return
         self._now += 1
-        pasts = [self._resident.get(key, _UNUSED) for key in keys]
+        pasts = [self._pasts.get(key, _UNUSED) for key in keys]
         self._note_gap(pasts)
         below_hit = bool(pasts) and pasts[0].uses > 0
         moves: dict[int, list[tuple[Key, int]]] = {}
         shared: dict[int, _Past] = {}
         for key, past in zip(keys, pasts, strict=True):
-            if key not in self._resident:
-                continue
+            if past is _UNUSED and not self._is_unused(key):
+                continue  # not resident
             uses = past.uses + 1
             now = shared.get(uses)
             if now is None:
@@ -162,7 +161,7 @@ class WeightedPolicy:
             if past.uses:
                 self._reused[past.use_class] += 1
             self._born[now.use_class] += 1
-            self._resident[key] = now
+            self._pasts[key] = now
             moves.setdefault(now.use_class, []).append((key, past.use_class))
         for queues in self._levels:
             for new, moved in moves.items():
@@ -188,18 +187,18 @@ class WeightedPolicy:
         if len(offers) == 1:
             return offers[0][1]
         # Of equal scores the lower class goes first: along a chain the count never rises.
-        heads = [(self._score(offer[0]), use_class, 0, offer) for use_class, offer in offers]
+        heads = [(self._score(level, offer[0]), use_class, 0, offer) for use_class, offer in offers]
         chosen: list[Key] = []
         while heads and len(chosen) < count:
             heads.sort(key=_by_score)
             _, use_class, start, offer = heads.pop(0)
             limit = _by_score(heads[0]) if heads else (math.inf, 0)
             end = start
-            while end < len(offer) and (self._score(offer[end]), use_class) < limit:
+            while end < len(offer) and (self._score(level, offer[end]), use_class) < limit:
                 end += 1
             chosen += offer[start:end]
             if end < len(offer):
-                heads.append((self._score(offer[end]), use_class, end, offer))
+                heads.append((self._score(level, offer[end]), use_class, end, offer))
         return chosen[:count]
 
     def unpinned(self, keys: Sequence[Key]) -> None:
@@ -215,8 +214,13 @@ class WeightedPolicy:
             ghosts.keys().isdisjoint(keys) and old.keys().isdisjoint(keys)
         )
 
-    def _score(self, key: Key) -> float:
-        past = self._resident[key]
+    def _is_unused(self, key: Key) -> bool:
+        return any(key in queues[NEW] for queues in self._levels)
+
+    def _score(self, level: int, key: Key) -> float:
+        past = self._pasts.get(key)
+        if past is None:
+            return self._levels[level][NEW].stamp_of(key) + self._bonus[NEW]
         return past.last_use + self._bonus[past.use_class]
 
     def _note_gap(self, pasts: list[_Past]) -> None:
