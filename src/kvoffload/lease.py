@@ -87,9 +87,7 @@ class LeaseScope:
             if flight is None or flight.staged is None:
                 entry.shown += 1
                 self._shown.append(entry)
-            lent.append(
-                LentView(place_of(entry, flight), entry.size, entry.block_hash, writable=False)
-            )
+            lent.append(LentView(place_of(entry, flight), entry, writable=False))
         self._core.loading.count_shown(self._shown)
         self._lease = Lease(self._block_hashes, [one.view for one in lent])
         return self._lease

@@ -8,7 +8,7 @@ from collections.abc import Iterable, Sequence
 from .blocks import BlockEntry
 from .metrics import TIER_COUNTERS, TierStats
 from .slots import Slots
-from .types import Key, Tier
+from .types import BlockState, Key, Tier
 
 
 class Level:
@@ -52,7 +52,15 @@ class Level:
     def room(self) -> int:
         """Slots that a caller could get: free, or holding what may give way."""
         room = self.slots.free + len(self.copies) + self.blocks - self.stuck
-        return max(0, room - self.slots.held)
+        if self.slots.held:
+            # A block without a pin whose slot an outliving view shows does not give way either.
+            room -= sum(
+                entry.state is BlockState.READY
+                and not entry.pin_count
+                and (entry.level, entry.slot) == (self.number, slot)
+                for slot, entry in self.slots.held_blocks()
+            )
+        return room
 
     def free(self, slots: Sequence[int], keys: Sequence[Key]) -> None:
         """Take back slots whose blocks left without being erased."""

@@ -6,6 +6,7 @@ import weakref
 from collections import deque
 from collections.abc import Iterable, Sequence
 
+from .blocks import BlockEntry
 from .types import ByteArray
 
 
@@ -15,14 +16,16 @@ class Slots:
     free + in use + retired = capacity, always.
     """
 
-    __slots__ = ("_free", "_fresh", "_gone", "_held", "_retired", "_watches", "capacity")
+    __slots__ = ("_free", "_fresh", "_gone", "_held", "_retired", "_shown", "_watches", "capacity")
 
     def __init__(self, capacity: int) -> None:
         self.capacity = capacity
         self._fresh = 0  # slots from here on were never taken, and cost nothing yet
         # Given back and taken from the end, so that a batch gets neighbours in ascending order.
         self._free: list[int] = []
+        # Slots that outliving views show: how many views, and the block that they show.
         self._held: dict[int, int] = {}
+        self._shown: dict[int, BlockEntry] = {}
         self._retired: set[int] = set()
         # By the reference's own identity: its hash would be that of the array, which has none.
         self._watches: dict[int, tuple[weakref.ref[ByteArray], int]] = {}
@@ -54,6 +57,12 @@ class Slots:
         if self._gone:
             self._collect()
         return len(self._held) - len(self._retired)
+
+    def held_blocks(self) -> list[tuple[int, BlockEntry]]:
+        """Return the slots in use that such views show, each with its block."""
+        if self._gone:
+            self._collect()
+        return [(slot, one) for slot, one in self._shown.items() if slot not in self._retired]
 
     def is_held(self, slot: int) -> bool:
         """Whether such a view shows this slot."""
@@ -100,9 +109,10 @@ class Slots:
         else:
             self._free.extend(reversed(slots))
 
-    def hold(self, slot: int, exporter: ByteArray) -> None:
+    def hold(self, slot: int, exporter: ByteArray, entry: BlockEntry) -> None:
         """Keep a slot out of reuse until `exporter`, whose memory it is, is gone."""
         self._held[slot] = self._held.get(slot, 0) + 1
+        self._shown[slot] = entry
         watch = weakref.ref(exporter, self._gone.append)
         self._watches[id(watch)] = (watch, slot)
 
@@ -112,6 +122,7 @@ class Slots:
             self._held[slot] -= 1
             if not self._held[slot]:
                 del self._held[slot]
+                del self._shown[slot]
                 if slot in self._retired:
                     self._retired.remove(slot)
                     self._free.append(slot)

@@ -173,7 +173,7 @@ class TwoPhase:
                 "holder: prepare it again"
             )
         place = self.place_of_store(entry) if writable else self.place_of_load(entry)
-        lent = LentView(place, entry.size, entry.block_hash, writable=writable)
+        lent = LentView(place, entry, writable=writable)
         self._lent.setdefault(entry.key, []).append(lent)
         return lent.view
 

@@ -15,6 +15,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from .blocks import BlockEntry
 from .errors import DerivedViewWarning
 from .keys import show_hash
 from .slots import Slots
@@ -33,15 +34,20 @@ class Place:
 class LentView:
     """One view given out, until it is taken back."""
 
-    __slots__ = ("_exporter", "_place", "block_hash", "view")
+    __slots__ = ("_entry", "_exporter", "_place", "view")
 
-    def __init__(self, place: Place, size: int, block_hash: BlockHash, *, writable: bool) -> None:
-        exporter = place.show(place.slot, size)
+    def __init__(self, place: Place, entry: BlockEntry, *, writable: bool) -> None:
+        exporter = place.show(place.slot, entry.size)
         view = exporter.data
         self.view = view if writable else view.toreadonly()
-        self.block_hash = block_hash
+        self._entry = entry
         self._place = place
         self._exporter = weakref.ref(exporter)
+
+    @property
+    def block_hash(self) -> BlockHash:
+        """The block that it shows."""
+        return self._entry.block_hash
 
     def take_back(self) -> bool:
         """Make the view unusable; return whether something derived from it lives on."""
@@ -51,7 +57,7 @@ class LentView:
         exporter = self._exporter()
         if exporter is None:
             return False
-        self._place.slots.hold(self._place.slot, exporter)
+        self._place.slots.hold(self._place.slot, exporter, self._entry)
         return True
 
 

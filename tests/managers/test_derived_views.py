@@ -98,6 +98,19 @@ async def test_a_block_under_an_array_is_not_promoted() -> None:
         assert kv.locate(["a"])[0].tier == "warm"
 
 
+async def test_a_block_that_is_pinned_and_shown_counts_once() -> None:
+    """It was taken off the room twice, so that a store was rejected beside a block to evict."""
+    async with LRUOffloadManager(MemoryTier(2, BLOCK_BYTES)) as kv:
+        await kv.store(["a", "b"], [b"a" * BLOCK_BYTES, b"b" * BLOCK_BYTES])
+        async with kv.load(["a"]):
+            array = await array_that_outlives_its_lease(kv, "a")
+            assert (await kv.store(["c"], [b"c" * BLOCK_BYTES])).stored == ("c",)
+            assert bytes(array) == b"a" * BLOCK_BYTES
+        assert await kv.evict(["a"]) == ["a"]  # its slot is out of use, the other one is not
+        assert (await kv.store(["d"], [b"d" * BLOCK_BYTES])).stored == ("d",)
+        assert bytes(array) == b"a" * BLOCK_BYTES
+
+
 async def test_a_block_is_promoted_once_the_array_over_it_is_gone() -> None:
     """A block that an array had once outlived stayed in the slow tier for good."""
     hot, warm = MemoryTier(2, BLOCK_BYTES), MemoryTier(1, BLOCK_BYTES, name="warm")
