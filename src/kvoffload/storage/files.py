@@ -9,6 +9,7 @@ import errno
 import fcntl
 import os
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 
 
@@ -37,7 +38,11 @@ class FileLayer:
         return [entry.name for entry in path.iterdir()]
 
     def open(self, path: Path, flags: int) -> int:
-        """Open a file, closed to others where it is made and never a link, or a directory."""
+        """Open a file, closed to others where it is made and never a link, or a directory.
+
+        With `os.O_DIRECT` among the flags, calls bypass the page cache: addresses, offsets and
+        lengths must be aligned then.
+        """
         follow = 0 if flags & os.O_DIRECTORY else os.O_NOFOLLOW
         return os.open(path, flags | follow | os.O_CLOEXEC, 0o600)
 
@@ -52,6 +57,22 @@ class FileLayer:
     def size(self, fd: int) -> int:
         """Return the bytes of a file."""
         return os.fstat(fd).st_size
+
+    def data_spans(self, fd: int) -> list[tuple[int, int]]:
+        """Return where a file has space of its own: the start and end of each such span."""
+        spans = []
+        end = 0
+        with suppress(OSError):  # ENXIO: nothing but a hole from here on
+            while True:
+                start = os.lseek(fd, end, os.SEEK_DATA)
+                end = os.lseek(fd, start, os.SEEK_HOLE)
+                spans.append((start, end))
+        return spans
+
+    def free_bytes(self, path: Path) -> int:
+        """Return how many bytes this user may still fill on the file system of a path."""
+        stats = os.statvfs(path)
+        return stats.f_bavail * stats.f_frsize
 
     def preadv(self, fd: int, buffers: list[memoryview], offset: int) -> int:
         """Read into the buffers; return how many bytes there were."""
