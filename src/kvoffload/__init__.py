@@ -13,6 +13,7 @@ from .errors import NotPinnedError as NotPinnedError
 from .errors import OffloadError as OffloadError
 from .errors import TierError as TierError
 from .errors import TierLockedError as TierLockedError
+from .errors import TierTimeoutError as TierTimeoutError
 from .errors import TierUnavailableError as TierUnavailableError
 from .errors import WrongLoopError as WrongLoopError
 from .events import EventKind as EventKind
@@ -52,6 +53,7 @@ from .types import SlotEntry as SlotEntry
 from .types import StoredBlock as StoredBlock
 from .types import StoreResult as StoreResult
 from .types import Tier as Tier
+from .types import TierState as TierState
 
 __all__ = (
     "AsyncLRUManager",
@@ -99,7 +101,9 @@ __all__ = (
     "Tier",
     "TierError",
     "TierLockedError",
+    "TierState",
     "TierStats",
+    "TierTimeoutError",
     "TierUnavailableError",
     "TieredLRUManager",
     "WeightedLRUManager",

@@ -11,6 +11,7 @@ OffloadError
 ├ LoadTimeoutError(TimeoutError) the caller's deadline passed; recompute
 └ TierError                      a tier failed
   ├ TierUnavailableError         try again later
+  │ └ TierTimeoutError           the disk did not answer in time; also a LoadTimeoutError
   ├ TierLockedError              another opener holds the tier
   └ CorruptBlockError            the block did not check and was dropped
 ```
@@ -85,6 +86,14 @@ class TierError(OffloadError):
 
 class TierUnavailableError(TierError):
     """The tier can't serve now; try again later."""
+
+
+class TierTimeoutError(TierUnavailableError, LoadTimeoutError):
+    """One file operation took longer than the tier's `io_timeout_s`.
+
+    What the operation was to read, recompute. Slots and buffers that it still has stay out of use
+    until it is back.
+    """
 
 
 class TierLockedError(TierError):

@@ -56,6 +56,17 @@ class Medium(Enum):
     REMOTE = "remote"
 
 
+class TierState(Enum):
+    """What a tier can do at the moment."""
+
+    SERVING = "serving"
+    """All of it."""
+    FULL = "full"
+    """Write slots that were written before; there is no space for others."""
+    READ_ONLY = "read_only"
+    """Read; writes failed over and over, and are tried again after a while."""
+
+
 class BlockState(Enum):
     """What a manager knows of a block."""
 

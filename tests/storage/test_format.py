@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import itertools
 import struct
 from dataclasses import replace
 
@@ -181,7 +180,7 @@ def test_a_header_survives(header: fmt.Header) -> None:
 def test_a_header_is_laid_out_as_documented() -> None:
     data = fmt.pack_header(fmt.Header(4096, 10, generation=3, next_sequence=77, clean=True))
     assert data[0:8] == b"KVOHEAD\n"
-    assert struct.unpack_from("<II", data, 8) == (1, 1)
+    assert struct.unpack_from("<II", data, 8) == (fmt.FORMAT_VERSION, 1)
     assert struct.unpack_from("<QQQQ", data, 16) == (3, 4096, 10, 77)
     assert data[48:504] == bytes(456)
     assert struct.unpack_from("<Q", data, 504) == (xxhash.xxh3_64_intdigest(data[:504]),)
@@ -247,39 +246,13 @@ def test_any_bytes_are_an_order_or_none(data: bytes, generation: int) -> None:
 # Layout
 
 
-@given(
-    st.lists(st.integers(0, 40), max_size=30),
-    st.data(),
-    st.integers(1, 8),
-    st.sampled_from([1, 2, 16]),
-)
-def test_runs_are_contiguous_and_leave_nothing_out(
-    slots: list[int], data: st.DataObject, slots_per_file: int, slot_bytes: int
-) -> None:
-    sizes = [data.draw(st.sampled_from([0, 1, slot_bytes])) for _ in slots]
-    runs = fmt.join_runs(slots, sizes, slot_bytes, slots_per_file)
-    assert sorted(i for run in runs for i in run) == [i for i, size in enumerate(sizes) if size]
-    for run in runs:
-        assert len({slots[i] // slots_per_file for i in run}) == 1
-        for before, after in itertools.pairwise(run):
-            assert slots[after] == slots[before] + 1
-            assert sizes[before] == slot_bytes
-
-
-def test_neighbours_share_a_run() -> None:
-    assert fmt.join_runs([5, 3, 4, 9], [8, 8, 8, 8], 8, 100) == [[1, 2, 0], [3]]
-
-
-def test_a_run_ends_with_its_file() -> None:
-    assert fmt.join_runs([0, 1, 2, 3], [8] * 4, 8, 2) == [[0, 1], [2, 3]]
-
-
-def test_a_run_is_not_longer_than_the_system_takes() -> None:
-    count = fmt.RUN_BUFFERS + 1
-    runs = fmt.join_runs(list(range(count)), [8] * count, 8, 2 * count)
-    assert [len(run) for run in runs] == [fmt.RUN_BUFFERS, 1]
-
-
 def test_slabs_are_bounded() -> None:
     assert fmt.slots_per_slab(2**21) * 2**21 == 2**28
     assert fmt.slots_per_slab(2**40) == 1
+
+
+@given(st.integers(1, 2**30))
+def test_slots_of_large_blocks_suit_direct_io_at_little_cost(block_bytes: int) -> None:
+    slot_bytes = fmt.slot_bytes(block_bytes)
+    assert block_bytes <= slot_bytes < 1.125 * block_bytes + 1
+    assert slot_bytes % 4096 == 0 or block_bytes < 32768

@@ -113,10 +113,11 @@ def test_neighbours_move_in_one_call(files: SlotFiles, layer: Layer) -> None:
     assert layer.reads == [4, 2, 1]
 
 
-def test_a_short_payload_leaves_the_rest_of_its_slot_alone(files: SlotFiles) -> None:
-    files.write([0, 1], views(b"a" * SLOT, b"b" * SLOT))
-    files.write([0, 1], views(b"A" * 3, b"B" * SLOT))
-    assert read(files, [0, 1]) == [b"AAAaaaaa", b"B" * SLOT]
+def test_a_short_payload_leaves_other_slots_alone(files: SlotFiles) -> None:
+    files.write([0, 1, 2], views(b"a" * SLOT, b"b" * SLOT, b"c" * SLOT))
+    files.write([0, 1], views(b"A" * 3, b"B" * 2))
+    assert [each[:2] for each in read(files, [0, 1])] == [b"AA", b"BB"]
+    assert read(files, [2]) == [b"c" * SLOT]
 
 
 @pytest.mark.parametrize("most_bytes", [1, 3, 8, 11, 20])

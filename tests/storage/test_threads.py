@@ -6,7 +6,7 @@ import threading
 
 import pytest
 
-from kvoffload.storage.threads import Threads
+from kvoffload.storage.threads import Call, Threads
 
 
 def test_the_last_call_closes_the_door() -> None:
@@ -14,15 +14,16 @@ def test_the_last_call_closes_the_door() -> None:
     told: list[str] = []
     go_on = threading.Event()
     threads = Threads(1, "test", lambda: told.append("idle"))
-    running = threads.submit(go_on.wait, 30)
-    queued = threads.submit(told.append, "ran")
+    last = Call(threads)
+    running = last.submit(go_on.wait, 30)
+    queued = Call(threads).submit(told.append, "ran")
     assert queued.cancel()
     threads.retire()
     assert told == []
     with pytest.raises(RuntimeError):
-        threads.submit(told.append, "too late")
+        Call(threads).submit(told.append, "too late")
     assert told == []
     go_on.set()
     assert running.result(30)
-    threads.shutdown()
+    last.back.result(30)
     assert told == ["idle"]

@@ -13,9 +13,10 @@ import numpy as np
 from numpy.typing import NDArray
 from xxhash import xxh3_64_intdigest
 
+from ..aligned import round_up
 from ..keys import MAX_KEY_BYTES
 
-FORMAT_VERSION = 1
+FORMAT_VERSION = 2
 
 SECTOR_BYTES = 512
 """Size of a record and of a header.
@@ -33,8 +34,8 @@ MAX_SEQUENCE = 2**63
 SLAB_BYTES = 2**28
 """Most bytes of a slab file, unless a single slot is larger."""
 
-RUN_BUFFERS = 512
-"""Most buffers of one vectored call; Linux takes 1024, POSIX promises 16, macOS takes 1024."""
+PADDED_BYTES = 2**15
+"""Blocks from this size on have slots that are multiples of the alignment of direct I/O."""
 
 _CHECKED_BYTES = SECTOR_BYTES - 8
 _CHECKSUM = struct.Struct("<Q")
@@ -69,41 +70,14 @@ def checksum(data: bytes | bytearray | memoryview) -> int:
     return xxh3_64_intdigest(data)
 
 
+def slot_bytes(block_bytes: int) -> int:
+    """Return the bytes from one slot to the next."""
+    return block_bytes if block_bytes < PADDED_BYTES else round_up(block_bytes)
+
+
 def slots_per_slab(block_bytes: int) -> int:
-    """Return how many slots of this size a slab file holds in this format version."""
-    return max(1, SLAB_BYTES // block_bytes)
-
-
-def join_runs(
-    slots: Sequence[int], sizes: Sequence[int], slot_bytes: int, slots_per_file: int
-) -> list[list[int]]:
-    """Group positions whose bytes lie one after the other in one file, for a call each.
-
-    Args:
-        slots: Slots, in any order.
-        sizes: Bytes of each; those of none are in no group.
-        slot_bytes: Bytes of a slot; a shorter payload ends a group, for a gap follows.
-        slots_per_file: Slots in each file.
-    """
-    runs: list[list[int]] = []
-    previous = -1
-    joinable = False
-    for position in sorted(range(len(slots)), key=slots.__getitem__):
-        if not sizes[position]:
-            continue
-        slot = slots[position]
-        if (
-            joinable
-            and slot == previous + 1
-            and slot % slots_per_file
-            and len(runs[-1]) < RUN_BUFFERS
-        ):
-            runs[-1].append(position)
-        else:
-            runs.append([position])
-        previous = slot
-        joinable = sizes[position] == slot_bytes
-    return runs
+    """Return how many slots a slab file holds in this format version."""
+    return max(1, SLAB_BYTES // slot_bytes(block_bytes))
 
 
 @dataclass(frozen=True, slots=True)

@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from ..errors import CorruptBlockError, TierError, TierUnavailableError
+from ..errors import CorruptBlockError, TierError, TierTimeoutError, TierUnavailableError
 
 _ADVICE = {
     errno.ENOSPC: "free some space there, or give fewer num_blocks",
@@ -62,6 +62,8 @@ def tier_error(exc: OSError, tier: str, what: str, *, payload: bool = False) -> 
     lost = payload and exc.errno in _LOST
     passing = TierUnavailableError if exc.errno in _PASSING else TierError
     kind = CorruptBlockError if lost else passing
+    if isinstance(exc, TimeoutError):
+        kind = TierTimeoutError
     advice = "the block is lost, store it again" if lost else _ADVICE.get(exc.errno or 0)
     where = f" ({exc.filename})" if exc.filename else ""
     message = f"tier {tier!r}: {what}{where}: {exc.strerror or exc}"

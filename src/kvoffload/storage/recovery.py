@@ -15,13 +15,15 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
+from ..aligned import ALIGNMENT
 from ..errors import ConfigError
 from ..types import StoredBlock
 from . import format as fmt
+from .blocks import Blocks, Catalog
 from .directory import DirectoryLock
 from .files import FileLayer
 from .os_errors import is_missing, raise_first
-from .slabs import Blocks, SlotFiles
+from .slabs import SlotFiles, takes_direct_io
 
 _SCAN_SLOTS = 8192
 _PAGE_SLOTS = 8
@@ -79,7 +81,9 @@ class Store:
     What touches them raises `OSError` where the operating system refused.
     """
 
-    def __init__(self, layer: FileLayer, path: Path, block_bytes: int) -> None:
+    def __init__(
+        self, layer: FileLayer, path: Path, block_bytes: int, *, direct_io: str = "off"
+    ) -> None:
         """Name the files; nothing is touched."""
 
         def files(pattern: str, slot_bytes: int, slots_per_file: int) -> SlotFiles:
@@ -87,13 +91,36 @@ class Store:
                 layer, path, pattern.format, slot_bytes=slot_bytes, slots_per_file=slots_per_file
             )
 
+        self.layer = layer
         self.path = path
+        self.block_bytes = block_bytes
         self.lock = DirectoryLock(layer, path)
-        self.slabs = files("slab-{:06}", block_bytes, fmt.slots_per_slab(block_bytes))
+        slot_bytes = fmt.slot_bytes(block_bytes)
+        self.slabs = files("slab-{:06}", slot_bytes, fmt.slots_per_slab(block_bytes))
+        self._direct_io = direct_io
         self.records = files("records", fmt.SECTOR_BYTES, 2**40)
         self._order = files("order", 2**40, 1)
         self._headers = files("header-{}", fmt.SECTOR_BYTES, 1)
         self._older_copy = 0  # of the header: the one to overwrite first
+
+    def choose_io(self) -> None:
+        """Use direct I/O for payloads if it is wanted and works here.
+
+        Raises:
+            ConfigError: It must be used, and can't.
+        """
+        if self._direct_io == "off":
+            return
+        aligned = self.slabs.slot_bytes % ALIGNMENT == 0
+        self.slabs.direct = aligned and takes_direct_io(self.layer, self.path)
+        if self._direct_io == "on" and not self.slabs.direct:
+            why = (
+                f"the file system of {self.path} does not take it"
+                if aligned
+                else f"it needs block_bytes of {fmt.PADDED_BYTES} or more, or a multiple of "
+                f"{ALIGNMENT}, not {self.block_bytes}"
+            )
+            raise ConfigError(f"direct_io='on' can't be had: {why}; choose 'auto' or 'off'")
 
     def read_header(self) -> tuple[fmt.Header | None, bool]:
         """Return the newer good copy of the header, and whether there was any copy at all.
@@ -153,14 +180,14 @@ def recover(store: Store, num_blocks: int) -> Recovered:
     """
     slabs, records = store.slabs, store.records
     header, any_copy = store.read_header()
-    if header is not None and header.block_bytes != slabs.slot_bytes:
-        raise _mismatch(store.path, "block_bytes", header.block_bytes, slabs.slot_bytes)
+    if header is not None and header.block_bytes != store.block_bytes:
+        raise _mismatch(store.path, "block_bytes", header.block_bytes, store.block_bytes)
     table = _read_records(records)
-    ours = table.block_bytes == slabs.slot_bytes
+    ours = table.block_bytes == store.block_bytes
     if header is None:
         # Then the records alone say what this is.
         if len(ours) and not ours.any():
-            raise _mismatch(store.path, "block_bytes", int(table.block_bytes[0]), slabs.slot_bytes)
+            raise _mismatch(store.path, "block_bytes", int(table.block_bytes[0]), store.block_bytes)
         if table.versions and not len(ours):
             raise _mismatch(store.path, "format version", min(table.versions), fmt.FORMAT_VERSION)
     found_any = any_copy or bool(len(table.slots) or len(table.damaged))
@@ -185,7 +212,7 @@ def recover(store: Store, num_blocks: int) -> Recovered:
         next_sequence += _SEQUENCE_JUMP
         slabs.distrust()
     new_header = fmt.Header(
-        slabs.slot_bytes,
+        store.block_bytes,
         num_blocks,
         generation=(header.generation if header is not None else 0) + 1,
         next_sequence=next_sequence,
@@ -220,7 +247,9 @@ def recover(store: Store, num_blocks: int) -> Recovered:
             kept.tolist(), slots.tolist(), table.sizes[kept].tolist(), strict=True
         )
     ]
-    return Recovered(found, Blocks(slabs, records, sizes, checksums), new_header, report)
+    catalog = Catalog(sizes, checksums, blank=sizes < 0)
+    blocks = Blocks(slabs, records, catalog, block_bytes=store.block_bytes)
+    return Recovered(found, blocks, new_header, report)
 
 
 def _read_records(records: SlotFiles) -> fmt.RecordTable:

@@ -2,101 +2,217 @@
 
 from __future__ import annotations
 
+import asyncio
+import errno
+import logging
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future
 from contextlib import suppress
-from dataclasses import replace
+from dataclasses import dataclass, replace
+from functools import partial
 from typing import TypeVar
 
 from aiofiles.os import wrap
 
 from ..types import StoredBlock
 from . import format as fmt
+from .blocks import Blocks
+from .breaker import Breaker
 from .recovery import RecoveryReport, Store, recover
-from .slabs import Blocks
-from .threads import Threads
+from .space import Space, is_full
+from .threads import Call, Threads
 
 _T = TypeVar("_T")
+
+_log = logging.getLogger("kvoffload")
+
+
+@dataclass(frozen=True, slots=True)
+class Limits:
+    """What a session may take, and for how long.
+
+    Attributes:
+        io_threads: Most calls at once.
+        io_timeout_s: Seconds that a file operation may take; `None` for any time.
+        min_free_bytes: What must stay free on the file system.
+        sync_always: Make everything durable before a call returns.
+    """
+
+    io_threads: int
+    io_timeout_s: float | None
+    min_free_bytes: int
+    sync_always: bool
 
 
 class Session:
     """What a tier holds from `open` to `close`: threads, and the files that they work on.
 
-    `run` is for the event loop; most other methods block, and are run on the threads. The last
-    call under way closes the files, so none ever meets one that was closed under it.
+    Coroutines are for the event loop; most other methods block, and are run on the threads. The
+    last call under way closes the files, so none ever meets one that was closed under it.
     """
 
     def __init__(
-        self, tier: str, store: Callable[[], Store], *, num_threads: int, sync_always: bool
+        self,
+        tier: str,
+        store: Callable[[], Store],
+        limits: Limits,
+        *,
+        writes: Breaker,
+        growth: Breaker,
     ) -> None:
-        """Take the name of the tier, and how to make its files known."""
+        """Take the tier's name, how to make its files known, its limits and its breakers."""
         self.serving = False
         self.closing = False
         self.released = False
         self.report: RecoveryReport | None = None
         self.next_sequence = 0
-        self.threads = Threads(num_threads, tier, self.abandon)
+        self.threads = Threads(limits.io_threads, tier, self.abandon)
+        self.direct = False
         self._tier = tier
         self._make_store = store
-        self._sync_always = sync_always
+        self._limits = limits
+        self._writes = writes
+        self._growth = growth
         self._header = fmt.Header(1, 1)
         self._store: Store | None = None
         self._blocks: Blocks | None = None
+        self._space: Space | None = None
+        # Calls that nobody waits for any more, with their slots.
+        self._drifting: dict[Call, frozenset[int]] = {}
         self._waiters: list[Future[None]] = []
 
-    async def run(self, call: Callable[[], _T]) -> _T:
-        """Make a call on the threads; it goes on when this is cancelled."""
-        return await wrap(call)(executor=self.threads)
+    # On the event loop
 
-    def start(self, num_blocks: int) -> list[StoredBlock]:
+    async def run(
+        self,
+        work: Callable[[Call], _T],
+        *,
+        slots: Sequence[int] = (),
+        urgent: bool = False,
+    ) -> _T:
+        """Make a call on the threads; it goes on when this is cancelled.
+
+        Args:
+            work: What to do.
+            slots: Slots that it reads or changes.
+            urgent: It only reads, and goes ahead of others that wait for a thread.
+
+        Raises:
+            TimeoutError: A file operation took too long.
+        """
+        if self._drifting:
+            await self._wait_for_drifting(slots, urgent)
+        call = Call(self.threads, urgent=urgent)
+        timer = Timer(call, self._limits.io_timeout_s)
+        try:
+            return await wrap(partial(work, call))(executor=call)
+        except asyncio.CancelledError:
+            self._let_drift(call, slots)
+            raise
+        except TimeoutError:
+            if call.given_up:
+                self._let_drift(call, slots)
+            raise
+        finally:
+            timer.stop()
+
+    @property
+    def stuck_calls(self) -> int:
+        """Calls that took too long, and whose threads are not back."""
+        return sum(call.given_up for call in list(self._drifting))
+
+    # On a thread
+
+    def start(self, num_blocks: int, _: Call) -> list[StoredBlock]:
         """Lock, recover, and return the blocks, coldest first; on an error close all again."""
         try:
             store = self._store = self._make_store()
             store.lock.acquire(self._tier)
+            store.choose_io()
             recovered = recover(store, num_blocks)
+            self._space = Space(
+                store.layer,
+                store.path,
+                store.slabs.filled_slots(num_blocks),
+                slot_bytes=store.slabs.slot_bytes,
+                min_free_bytes=self._limits.min_free_bytes,
+                growth=self._growth,
+            )
         except BaseException:
             self.abandon()
             raise
         self._blocks, self._header = recovered.blocks, recovered.header
         self.next_sequence = recovered.header.next_sequence
         self.report = recovered.report
+        self.direct = store.slabs.direct
         return recovered.found
 
-    def read(self, slots: list[int], into: list[memoryview]) -> list[OSError | None]:
-        """Read and check payloads; return one outcome a slot."""
-        return self._open()[1].read(slots, into)
+    def read(
+        self,
+        slots: list[int],
+        into: list[memoryview],
+        outcomes: list[OSError | None],
+        call: Call,
+    ) -> None:
+        """Read and check payloads; one outcome a slot, as soon as it is known."""
+        self._open()[1].read(slots, into, outcomes, call)
 
     def write(
-        self, slots: list[int], payloads: list[memoryview], keys: Sequence[bytes], sequence: int
-    ) -> list[OSError | None]:
-        """Write payloads and records; return one outcome a slot."""
+        self,
+        slots: list[int],
+        payloads: list[memoryview],
+        keys: Sequence[bytes],
+        sequence: int,
+        outcomes: list[OSError | None],
+        call: Call,
+    ) -> None:
+        """Write payloads and records; one outcome a slot."""
         store, blocks = self._open()
-        outcomes = blocks.write(slots, payloads, keys, sequence)
-        if self._sync_always:
-            try:
-                store.sync()
-            except OSError as exc:
-                unsure = [i for i, outcome in enumerate(outcomes) if outcome is None]
-                blocks.erase([slots[i] for i in unsure])
-                for i in unsure:
-                    outcomes[i] = exc
-        return outcomes
+        assert self._space is not None
+        if not self._writes.allows():
+            outcomes[:] = [
+                OSError(errno.EAGAIN, "writes failed over and over; they are tried again later")
+            ] * len(slots)
+            return
+        admitted = self._space.admit(slots)
+        todo = [n for n, refusal in enumerate(admitted) if refusal is None]
+        written = [outcomes[n] for n in todo]
+        try:
+            if todo:
+                blocks.write(
+                    [slots[n] for n in todo],
+                    [payloads[n] for n in todo],
+                    [keys[n] for n in todo],
+                    [sequence + n for n in todo],
+                    written,
+                    call,
+                    sync=store.sync if self._limits.sync_always else None,
+                )
+        finally:
+            results = list(admitted)
+            for n, outcome in zip(todo, written, strict=True):
+                results[n] = outcome
+            if not call.given_up:
+                self._judge(slots, results)
+            self._space.settle(slots, admitted, results)
+        call.publish(lambda: outcomes.__setitem__(slice(None), results))
 
-    def erase(self, slots: list[int]) -> list[OSError | None]:
-        """Blank records; return one outcome a slot."""
+    def erase(self, slots: list[int], outcomes: list[OSError | None], _: Call) -> None:
+        """Blank records; one outcome a slot."""
         store, blocks = self._open()
-        outcomes = blocks.erase(slots)
-        if self._sync_always:
+        results = blocks.erase(slots)
+        if self._limits.sync_always:
             store.sync()
-        return outcomes
+        outcomes[:] = results
 
-    def flush(self) -> None:
+    def flush(self, _: Call) -> None:
         """Sync everything."""
         self._open()[0].sync()
 
-    def finish(self, order: Sequence[int]) -> None:
+    def finish(self, order: Sequence[int], call: Call) -> None:
         """Wait for the other calls, sync, note that all is well, and close."""
-        self.threads.wait_for_others()
+        interval = (self._limits.io_timeout_s or 60.0) / 8
+        self.threads.wait_for_others(lambda: self.stuck_calls > 0, interval)
         try:
             store, blocks = self._open()
             number = self._header.generation + 1
@@ -122,6 +238,48 @@ class Session:
             self._notify()
         return waiter
 
+    # Inside
+
+    def _let_drift(self, call: Call, slots: Sequence[int]) -> None:
+        """Keep slots to a call that goes on without its caller, until its thread is back."""
+        self._drifting[call] = frozenset(slots)
+        loop = asyncio.get_running_loop()
+
+        def tell(_: Future[None]) -> None:
+            with suppress(RuntimeError):  # the loop was closed meanwhile
+                loop.call_soon_threadsafe(self._drifting.pop, call, None)
+
+        call.back.add_done_callback(tell)
+
+    async def _wait_for_drifting(self, slots: Sequence[int], only_reads: bool) -> None:
+        if self.stuck_calls >= self._limits.io_threads:
+            raise TimeoutError(errno.ETIMEDOUT, "every thread is stuck in an earlier call")
+        for call in [
+            call
+            for call, theirs in self._drifting.items()
+            if not (call.back.done() or theirs.isdisjoint(slots) or (only_reads and call.urgent))
+        ]:
+            if not call.given_up:
+                with suppress(TimeoutError):
+                    async with asyncio.timeout(self._limits.io_timeout_s):
+                        await wait_for(call.back)
+            if not call.back.done():
+                raise TimeoutError(errno.ETIMEDOUT, "an earlier call for it is stuck")
+
+    def _judge(self, slots: list[int], results: list[OSError | None]) -> None:
+        """Tell the breaker how a write went, but for what a full disk explains."""
+        assert self._space is not None
+        bad = [
+            error
+            for slot, error in zip(slots, results, strict=True)
+            if error is not None and not (is_full(error) and not self._space.is_filled(slot))
+        ]
+        if bad:
+            if self._writes.failed():
+                _log.warning("tier %r stops storing for a while: %s", self._tier, bad[0])
+        elif any(error is None for error in results) and self._writes.succeeded():
+            _log.info("tier %r stores again", self._tier)
+
     def _notify(self) -> None:
         # Two threads may be here at once; each waiter is popped by one of them.
         with suppress(IndexError):
@@ -135,3 +293,42 @@ class Session:
         assert self._store is not None
         assert self._blocks is not None
         return self._store, self._blocks
+
+
+class Timer:
+    """Gives a call up when one of its file operations takes too long; for the event loop."""
+
+    def __init__(self, call: Call, limit_s: float | None) -> None:
+        """Start; `None` is no limit."""
+        self._call = call
+        self._limit_s = limit_s
+        self._handle: asyncio.TimerHandle | None = None
+        if limit_s is not None:
+            self._handle = asyncio.get_running_loop().call_later(limit_s, self._check, limit_s)
+
+    def stop(self) -> None:
+        """Look no more."""
+        if self._handle is not None:
+            self._handle.cancel()
+
+    def _check(self, limit_s: float) -> None:
+        left = limit_s - self._call.age()
+        if left > 0:
+            loop = asyncio.get_running_loop()
+            self._handle = loop.call_later(left, self._check, limit_s)
+        else:
+            what = f"the disk did not answer within io_timeout_s={limit_s:g} s"
+            self._call.give_up(TimeoutError(errno.ETIMEDOUT, what))
+
+
+async def wait_for(done: Future[None]) -> None:
+    """Wait for a future of another thread without ever cancelling it."""
+    loop = asyncio.get_running_loop()
+    event = asyncio.Event()
+
+    def tell(_: Future[None]) -> None:
+        with suppress(RuntimeError):  # the loop was closed meanwhile
+            loop.call_soon_threadsafe(event.set)
+
+    done.add_done_callback(tell)
+    await event.wait()

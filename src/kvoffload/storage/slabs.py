@@ -1,6 +1,6 @@
 """Equal slots in files of a bounded size: which file, where in it, and moving many at once.
 
-Payloads and records are both kept so: in slots of `block_bytes`, and of one sector.
+Payloads and records are both kept so: in slots of a block's size, and of one sector.
 """
 
 from __future__ import annotations
@@ -14,23 +14,31 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 
 import numpy as np
-from numpy.typing import NDArray
 
-from . import format as fmt
-from .files import FileLayer, move_run
+from ..aligned import ALIGNMENT, address_of, aligned_empty, round_up
+from ..types import ByteArray
+from .files import FileLayer
 from .os_errors import naming
+from .runs import RUN_SLOTS, Transfer, filled, join_runs, move_run, new_filler
 
 MAX_OPEN_FILES = 64
 """Idle files of one kind that are kept open; beyond it the least recently used is closed."""
 
-GROUP_BYTES = 2**22
-"""Bytes hashed and moved at a time, so that what was hashed is in the processor's cache still."""
+O_DIRECT: int = getattr(os, "O_DIRECT", 0)
+"""Flag of direct I/O; macOS has none."""
+
+BOUNCE_BYTES = 2**22
+"""Most bytes that go through a buffer of a thread's own at a time, unless one slot is larger."""
 
 
 class SlotFiles:
     """Slots of one size in numbered files, made when first written.
 
     Threads may call at once, for different slots.
+
+    Attributes:
+        direct: Bypass the page cache. Buffers that are not aligned for it go through others that
+            are, by a copy. Set before the first file is opened.
     """
 
     def __init__(
@@ -53,6 +61,7 @@ class SlotFiles:
             slots_per_file: Slots in each file.
             max_open: Files kept open while idle.
         """
+        self.direct = False
         self._layer = layer
         self._directory = directory
         self._file_name = file_name
@@ -66,6 +75,8 @@ class SlotFiles:
         self._dirty: set[int] = set()
         self._new_names = False
         self._lost: OSError | None = None
+        self._filler = new_filler()
+        self._own = threading.local()
 
     def path_of(self, slot: int) -> Path:
         """Return the path of the file that a slot lies in."""
@@ -173,6 +184,21 @@ class SlotFiles:
                     extents[index] = self._layer.size(fd)
         return extents
 
+    def filled_slots(self, num_slots: int) -> np.ndarray[tuple[int], np.dtype[np.bool_]]:
+        """Return which slots have their whole space on the disk already.
+
+        Raises:
+            OSError: It failed.
+        """
+        filled_slots = np.zeros(num_slots, np.bool_)
+        for index in self.extents():
+            with self._opened(index, create=False) as fd:
+                for start, end in self._layer.data_spans(fd):
+                    first = index * self.slots_per_file + -(-start // self.slot_bytes)
+                    last = index * self.slots_per_file + end // self.slot_bytes
+                    filled_slots[first:last] = True
+        return filled_slots
+
     def distrust(self) -> None:
         """Have the next `sync` include what another process wrote and may not have synced."""
         self._dirty.update(self.extents())
@@ -185,33 +211,106 @@ class SlotFiles:
             with suppress(OSError):
                 self._layer.close(fd)
 
+    # Inside
+
     def _move(
         self,
         slots: Sequence[int],
         buffers: Sequence[memoryview],
-        transfer: Callable[[int, list[memoryview], int], int],
+        transfer: Transfer,
         *,
         writing: bool,
     ) -> list[OSError | None]:
         outcomes: list[OSError | None] = [None] * len(slots)
-        sizes = [len(buffer) for buffer in buffers]
-        for run in fmt.join_runs(slots, sizes, self.slot_bytes, self.slots_per_file):
-            index, first = divmod(slots[run[0]], self.slots_per_file)
-            views = [buffers[position] for position in run]
-            try:
-                with self._opened(index, create=writing) as fd:
-                    errors = move_run(transfer, fd, views, first * self.slot_bytes, self.slot_bytes)
-                    if writing:
-                        # Not earlier: a sync that runs meanwhile would take the mark away.
-                        with self._lock:
-                            self._dirty.add(index)
-            except OSError as exc:
-                errors = [exc] * len(run)
-            for position, error in zip(run, errors, strict=True):
-                if error is not None:
-                    error.filename = error.filename or str(self._path(index))
-                outcomes[position] = error
+        order: Sequence[int] = sorted(range(len(slots)), key=slots.__getitem__)
+        through: list[int] = []
+        if self.direct:
+            through = [position for position in order if not _is_aligned(buffers[position])]
+            if through:
+                copied = set(through)
+                order = [position for position in order if position not in copied]
+        sizes = list(map(len, buffers))
+        per_bounce = min(RUN_SLOTS, max(1, BOUNCE_BYTES // self.slot_bytes))
+        for positions, most in ((order, RUN_SLOTS), (through, per_bounce)):
+            for run in join_runs(
+                positions,
+                slots,
+                sizes,
+                slot_bytes=self.slot_bytes,
+                slots_per_file=self.slots_per_file,
+                most_slots=most,
+            ):
+                index, first = divmod(slots[run[0]], self.slots_per_file)
+                views = [buffers[position] for position in run]
+                move = self._bounce_run if positions is through else self._move_run
+                try:
+                    with self._opened(index, create=writing) as fd:
+                        errors = move(fd, views, first * self.slot_bytes, transfer, writing)
+                        if writing:
+                            # Not earlier: a sync that runs meanwhile would take the mark away.
+                            with self._lock:
+                                self._dirty.add(index)
+                except OSError as exc:
+                    errors = [exc] * len(run)
+                for position, error in zip(run, errors, strict=True):
+                    if error is not None:
+                        error.filename = error.filename or str(self._path(index))
+                        outcomes[position] = error
         return outcomes
+
+    def _move_run(
+        self, fd: int, views: list[memoryview], offset: int, transfer: Transfer, _: bool
+    ) -> list[OSError | None]:
+        """Move the views themselves."""
+        sizes = list(map(len, views))
+        buffers = views
+        if min(sizes) < self.slot_bytes:
+            buffers = filled(views, self.slot_bytes, self._filler)
+        return move_run(
+            transfer,
+            fd,
+            buffers,
+            offset,
+            sizes=sizes,
+            slot_bytes=self.slot_bytes,
+            direct=self.direct,
+        )
+
+    def _bounce_run(
+        self, fd: int, views: list[memoryview], offset: int, transfer: Transfer, writing: bool
+    ) -> list[OSError | None]:
+        """Move the views through a buffer that direct I/O takes."""
+        sizes = list(map(len, views))
+        total = (len(views) - 1) * self.slot_bytes + round_up(sizes[-1])
+        bounce = self._bounce(total)
+        places = [bounce[n * self.slot_bytes :][:size] for n, size in enumerate(sizes)]
+        if writing:
+            for n, (place, view) in enumerate(zip(places, views, strict=True)):
+                place[:] = np.frombuffer(view, np.uint8)
+                # What lay here before was another block's, and has no business on the disk.
+                bounce[n * self.slot_bytes + sizes[n] : (n + 1) * self.slot_bytes] = 0
+        outcomes = move_run(
+            transfer,
+            fd,
+            [bounce.data],
+            offset,
+            sizes=sizes,
+            slot_bytes=self.slot_bytes,
+            direct=True,
+        )
+        if not writing:
+            for place, view, outcome in zip(places, views, outcomes, strict=True):
+                if outcome is None:
+                    np.frombuffer(view, np.uint8)[:] = place
+        return outcomes
+
+    def _bounce(self, size: int) -> ByteArray:
+        """Return aligned memory, this thread's own."""
+        bounce: ByteArray | None = getattr(self._own, "bounce", None)
+        if bounce is None or len(bounce) < size:
+            bounce = aligned_empty(max(size, round_up(min(BOUNCE_BYTES, self.slot_bytes * 64))))
+            self._own.bounce = bounce
+        return bounce[:size]
 
     @contextmanager
     def _opened(self, index: int, *, create: bool) -> Iterator[int]:
@@ -233,12 +332,13 @@ class SlotFiles:
 
     def _open(self, index: int, create: bool) -> int:
         path = self._path(index)
+        flags = os.O_RDWR | (O_DIRECT if self.direct else 0)
         try:
-            return self._layer.open(path, os.O_RDWR)
+            return self._layer.open(path, flags)
         except FileNotFoundError:
             if not create:
                 raise
-        fd = self._layer.open(path, os.O_RDWR | os.O_CREAT)
+        fd = self._layer.open(path, flags | os.O_CREAT)
         self._new_names = True
         return fd
 
@@ -272,129 +372,36 @@ class SlotFiles:
         return self._directory / self._file_name(index)
 
 
-class Blocks:
-    """Payloads with their records, changed in an order that a crash at any point can't hurt.
+def takes_direct_io(layer: FileLayer, directory: Path) -> bool:
+    """Try whether the file system takes direct I/O.
 
-    Old record blank, payload, new record: so a good record on disk always has its whole payload.
-    A power loss may undo the order of what was not synced, and then the checksum tells.
+    Raises:
+        OSError: The trial failed for another reason.
     """
-
-    def __init__(
-        self,
-        slabs: SlotFiles,
-        records: SlotFiles,
-        sizes: NDArray[np.int64],
-        checksums: NDArray[np.uint64],
-    ) -> None:
-        """Take over files and what is known of them.
-
-        Args:
-            slabs: Payloads.
-            records: Records; blank where there is no payload.
-            sizes: Payload bytes by slot, -1 where there is none.
-            checksums: Payload checksum by slot.
-        """
-        self._slabs = slabs
-        self._records = records
-        self._sizes = sizes
-        self._checksums = checksums
-        # Where the record on disk is surely blank, which saves blanking it.
-        self._blank = sizes < 0
-
-    def holds(self, slot: int) -> bool:
-        """Tell whether there is such a slot, and a block in it."""
-        return 0 <= slot < len(self._sizes) and bool(self._sizes[slot] >= 0)
-
-    def read(self, slots: Sequence[int], into: Sequence[memoryview]) -> list[OSError | None]:
-        """Fill each buffer with a slot's payload, of exactly its size, and check it.
-
-        Returns:
-            One outcome a slot; `errno.EBADMSG` where the payload does not match its checksum.
-        """
-        outcomes: list[OSError | None] = [None] * len(slots)
-        for position, slot in enumerate(slots):
-            held, wanted = int(self._sizes[slot]), len(into[position])
-            if held != wanted:
-                what = f"it holds {held} bytes" if held >= 0 else "it holds no block"
-                what += f", and the buffer has {wanted}"
-                outcomes[position] = OSError(errno.EINVAL, what)
-        for group in _groups(slots, into, outcomes):
-            errors = self._slabs.read([slots[i] for i in group], [into[i] for i in group])
-            for position, error in zip(group, errors, strict=True):
-                slot = slots[position]
-                if error is None and fmt.checksum(into[position]) != self._checksums[slot]:
-                    what = "the payload does not match its checksum"
-                    error = OSError(errno.EBADMSG, what, str(self._slabs.path_of(slot)))
-                outcomes[position] = error
-        return outcomes
-
-    def write(
-        self,
-        slots: Sequence[int],
-        payloads: Sequence[memoryview],
-        keys: Sequence[bytes],
-        sequence: int,
-    ) -> list[OSError | None]:
-        """Write payloads and records, the first with this sequence number, the next with the next.
-
-        Returns:
-            One outcome a slot; one with an error holds no block or, where its old record could
-            not be blanked, still the old one.
-        """
-        outcomes = self.erase(slots)
-        checksums = [0] * len(slots)
-        for group in _groups(slots, payloads, outcomes):
-            for i in group:
-                checksums[i] = fmt.checksum(payloads[i])
-            errors = self._slabs.write([slots[i] for i in group], [payloads[i] for i in group])
-            for i, error in zip(group, errors, strict=True):
-                outcomes[i] = error
-        whole = [i for i, outcome in enumerate(outcomes) if outcome is None]
-        records = []
-        for i in whole:
-            size = len(payloads[i])
-            slot_bytes = self._slabs.slot_bytes
-            record = fmt.Record(slots[i], sequence + i, slot_bytes, size, checksums[i], keys[i])
-            records.append(memoryview(fmt.pack_record(record)))
-        targets = [slots[i] for i in whole]
-        self._blank[targets] = False
-        for i, error in zip(whole, self._records.write(targets, records), strict=True):
-            outcomes[i] = error
-            if error is None:
-                self._checksums[slots[i]] = checksums[i]
-                self._sizes[slots[i]] = len(payloads[i])
-        # A record that is reported as failed may have been written all the same.
-        self.erase([slots[i] for i in whole if outcomes[i] is not None])
-        return outcomes
-
-    def erase(self, slots: Sequence[int]) -> list[OSError | None]:
-        """Blank the records of these slots; return one outcome a slot."""
-        outcomes: list[OSError | None] = [None] * len(slots)
-        todo = [i for i, slot in enumerate(slots) if not self._blank[slot]]
-        blank = memoryview(fmt.BLANK_RECORD)
-        errors = self._records.write([slots[i] for i in todo], [blank] * len(todo))
-        for i, error in zip(todo, errors, strict=True):
-            outcomes[i] = error
-            if error is None:
-                self._sizes[slots[i]] = -1
-                self._blank[slots[i]] = True
-        return outcomes
+    if not O_DIRECT:
+        return False
+    path = directory / "probe"
+    page = aligned_empty(ALIGNMENT)
+    page[:] = 0
+    try:
+        fd = layer.open(path, os.O_RDWR | os.O_CREAT | O_DIRECT)
+        try:
+            layer.pwritev(fd, [page.data], 0)
+            return layer.preadv(fd, [page.data], 0) == ALIGNMENT
+        finally:
+            layer.close(fd)
+    except OSError as exc:
+        if exc.errno == errno.ENOSPC:
+            return True  # it was let in, and the disk is full
+        if exc.errno in (errno.EINVAL, errno.ENOTSUP, errno.EOPNOTSUPP, errno.EPERM):
+            return False
+        raise
+    finally:
+        with suppress(OSError):
+            layer.unlink(path)
 
 
-def _groups(
-    slots: Sequence[int], buffers: Sequence[memoryview], outcomes: Sequence[OSError | None]
-) -> Iterator[list[int]]:
-    """Cut the positions without an error into pieces of about `GROUP_BYTES`, in order of slots."""
-    group: list[int] = []
-    room = GROUP_BYTES
-    for i in sorted(
-        (i for i, error in enumerate(outcomes) if error is None), key=slots.__getitem__
-    ):
-        if group and len(buffers[i]) > room:
-            yield group
-            group = []
-            room = GROUP_BYTES
-        group.append(i)
-        room -= len(buffers[i])
-    if group:
-        yield group
+def _is_aligned(view: memoryview) -> bool:
+    return not len(view) % ALIGNMENT and not (
+        len(view) and address_of(np.frombuffer(view, np.uint8)) % ALIGNMENT
+    )

@@ -1,57 +1,333 @@
-"""The executor of one tier, which all of its file calls run on."""
+"""The threads of one tier: they run its calls, and know which of them is stuck in the disk."""
 
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable
-from concurrent.futures import Future, ThreadPoolExecutor
+from collections import deque
+from collections.abc import Callable, Iterable
+from concurrent.futures import Executor, Future
+from time import monotonic
 from typing import ParamSpec, TypeVar
+
+from .files import FileLayer
 
 _P = ParamSpec("_P")
 _T = TypeVar("_T")
 
+IDLE_S = 10.0
+"""Seconds after which a thread without work ends; the next call starts a new one."""
 
-class Threads(ThreadPoolExecutor):
-    """A tier's threads, which know how many calls are under way, of cancelled callers too."""
+
+class Call(Executor):
+    """One call of a tier on its threads: an executor that takes a single function.
+
+    Its caller may give it up. It goes on then, for nobody can stop a thread that is in the kernel,
+    but looks at `given_up` before it does anything that shows.
+
+    Attributes:
+        given_up: Its caller doesn't wait any more.
+        back: Done when no thread is in it any more, however it ended.
+    """
+
+    def __init__(self, threads: Threads, *, urgent: bool = False) -> None:
+        """Make a call, to be submitted; urgent ones go ahead of others that wait."""
+        self.urgent = urgent
+        self.given_up = False
+        self.back: Future[None] = Future()
+        self._threads = threads
+        self._give_up: Callable[[Exception], bool] | None = None
+        self._run: Callable[[], None] | None = None
+        self._lock = threading.Lock()
+        self._last_sign: float | None = None  # None while it waits for a thread
+        self._operations: dict[int, float] = {}  # file calls under way: thread, since when
+
+    def submit(self, fn: Callable[_P, _T], /, *args: _P.args, **kwargs: _P.kwargs) -> Future[_T]:
+        """Queue the function."""
+        future: Future[_T] = Future()
+
+        def run() -> None:
+            error: BaseException | None = None
+            with self._lock:
+                if self.given_up or not future.set_running_or_notify_cancel():
+                    return
+            try:
+                result = fn(*args, **kwargs)
+            except BaseException as exc:  # noqa: BLE001  # it belongs to who waits
+                error = exc
+            with self._lock:
+                if self.given_up:
+                    return
+                if error is None:
+                    future.set_result(result)
+                else:
+                    future.set_exception(error)
+
+        self._give_up = lambda exc: _fail(future, exc)
+        self._run = run
+        self._threads.enqueue(self)
+        return future
+
+    def give_up(self, error: Exception) -> bool:
+        """Let who waits have an error instead; say whether the call was still under way."""
+        with self._lock:
+            if self._give_up is None or not self._give_up(error):
+                return False
+            self.given_up = True
+        return True
+
+    def publish(self, action: Callable[[], None]) -> bool:
+        """Run what must not happen once the call is given up; say whether it was run."""
+        with self._lock:
+            if not self.given_up:
+                action()
+            return not self.given_up
+
+    def share(self, tasks: Iterable[Callable[[], None]]) -> None:
+        """Run tasks on this thread, and on such as are idle; none once the call is given up."""
+        self._threads.share(self, tasks)
+
+    def age(self) -> float:
+        """Return the seconds since it last showed a sign of life.
+
+        Of calls in a file operation, the oldest counts; while it waits for a thread, those of the
+        threads do.
+        """
+        signs = list(self._operations.values())
+        if signs:
+            return monotonic() - min(signs)
+        last = self._last_sign
+        return monotonic() - (self._threads.last_sign if last is None else last)
+
+    def enter(self) -> None:
+        """Note that this thread begins to work on it."""
+        _here.call = self
+        self._last_sign = monotonic()
+
+    def begin(self) -> None:
+        """Note that this thread begins a file operation."""
+        self._operations[threading.get_ident()] = monotonic()
+
+    def end(self) -> None:
+        """Note that the operation is over."""
+        self._operations.pop(threading.get_ident(), None)
+        self._last_sign = self._threads.last_sign = monotonic()
+
+    def run(self) -> None:
+        """Run the function; on one of the threads."""
+        self.enter()
+        try:
+            if self._run is not None:
+                self._run()
+        finally:
+            with self._lock:
+                self._run = self._give_up = None  # and with them the buffers
+            _here.call = None
+            self._threads.leave(self)
+
+
+class Helper:
+    """Part of a call that another thread may take over, as long as none has."""
+
+    def __init__(self, call: Call, work: Callable[[], None]) -> None:
+        self.call = call
+        self.error: BaseException | None = None
+        self.done = threading.Event()
+        self._work: Callable[[], None] | None = work
+
+    def run(self) -> None:
+        """Do the work; on one of the threads."""
+        self.call.enter()
+        try:
+            if self._work is not None:
+                self._work()
+        except BaseException as exc:  # noqa: BLE001  # raised where the call is run
+            self.error = exc
+        finally:
+            self._work = None
+            _here.call = None
+            self.done.set()
+
+
+class Threads:
+    """A bounded number of daemon threads, which know how many calls are under way.
+
+    Daemons, so that one that is stuck in the kernel doesn't keep the interpreter from ending.
+    """
 
     def __init__(self, num_threads: int, name: str, on_idle: Callable[[], None]) -> None:
         """Take the most threads, a name for them, and what the last call does on leaving."""
-        super().__init__(num_threads, thread_name_prefix=f"kvoffload-{name}")
+        self.last_sign = monotonic()
+        self._most = num_threads
+        self._name = f"kvoffload-{name}"
         self._on_idle = on_idle
+        self._queue: deque[Call] = deque()
+        self._urgent: deque[Call] = deque()
+        self._helpers: deque[Helper] = deque()
         self._calls = 0
+        self._workers = 0
+        self._idle = 0
         self._retired = False
-        self._changed = threading.Condition()
+        lock = threading.Lock()
+        self._work_came = threading.Condition(lock)
+        self._call_left = threading.Condition(lock)
 
-    def submit(self, fn: Callable[_P, _T], /, *args: _P.args, **kwargs: _P.kwargs) -> Future[_T]:
-        """Queue a call."""
-        with self._changed:
+    def enqueue(self, call: Call) -> None:
+        """Queue a call.
+
+        Raises:
+            RuntimeError: They are retired.
+        """
+        with self._work_came:
+            if self._retired:
+                raise RuntimeError("the threads take no more calls")
+            if not self._calls:
+                self.last_sign = monotonic()  # nobody showed any while there was nothing to do
             self._calls += 1
-        try:
-            future = super().submit(fn, *args, **kwargs)
-        except BaseException:
-            self._leave()
-            raise
-        future.add_done_callback(self._leave)  # comes also if it is cancelled in the queue
-        return future
+            (self._urgent if call.urgent else self._queue).append(call)
+            self._wake()
 
-    def wait_for_others(self) -> None:
-        """Return, inside a call, when it is the only one left."""
-        with self._changed:
-            self._changed.wait_for(lambda: self._calls == 1)
+    def share(self, call: Call, tasks: Iterable[Callable[[], None]]) -> None:
+        """Run tasks of a call on this thread, and on such as are idle; return after the last.
+
+        Raises:
+            BaseException: The first one that a task raised.
+        """
+        todo = deque(tasks)
+
+        def work() -> None:
+            while not call.given_up:
+                try:
+                    task = todo.popleft()
+                except IndexError:
+                    return
+                task()
+
+        helpers = [Helper(call, work) for _ in range(self._spare(len(todo) - 1))]
+        if helpers:
+            with self._work_came:
+                self._helpers += helpers
+                self._wake()
+        try:
+            work()
+        finally:
+            for helper in helpers:
+                if not self._dismiss(helper):
+                    helper.done.wait()
+        for helper in helpers:
+            if helper.error is not None:
+                raise helper.error
+
+    def wait_for_others(self, is_stuck: Callable[[], bool], interval_s: float) -> None:
+        """Return, inside a call, when it is the only one left.
+
+        Meanwhile the call shows signs of life, unless the others are stuck.
+        """
+        call: Call = _here.call
+        while True:
+            with self._call_left:
+                if self._call_left.wait_for(lambda: self._calls == 1, interval_s):
+                    return
+            if not is_stuck():
+                call.end()
 
     def retire(self) -> None:
         """Take no more calls, and have `on_idle` called once the last one is done."""
-        self.shutdown(wait=False)
-        with self._changed:
+        with self._work_came:
+            if self._retired:
+                return
             self._retired = True
+            self._work_came.notify_all()
             idle = not self._calls
         if idle:
             self._on_idle()
 
-    def _leave(self, _: object = None) -> None:
-        with self._changed:
+    def leave(self, call: Call) -> None:
+        """Note that no thread is in a call any more."""
+        with self._call_left:
             self._calls -= 1
-            self._changed.notify_all()
+            self._call_left.notify_all()
             idle = self._retired and not self._calls
+        call.back.set_result(None)
         if idle:
             self._on_idle()
+
+    # Inside
+
+    def _spare(self, wanted: int) -> int:
+        """Return how many helpers would find a thread at once."""
+        with self._work_came:
+            queued = len(self._queue) + len(self._urgent) + len(self._helpers)
+            spare = self._idle + self._most - self._workers - queued
+        return max(0, min(wanted, spare))
+
+    def _dismiss(self, helper: Helper) -> bool:
+        """Take back a helper that no thread has begun."""
+        with self._work_came:
+            try:
+                self._helpers.remove(helper)
+            except ValueError:
+                return False
+        return True
+
+    def _wake(self) -> None:
+        queued = len(self._queue) + len(self._urgent) + len(self._helpers)
+        self._work_came.notify(queued)
+        for _ in range(min(queued - self._idle, self._most - self._workers)):
+            threading.Thread(target=self._work, name=self._name, daemon=True).start()
+            self._workers += 1
+
+    def _work(self) -> None:
+        while (item := self._next()) is not None:
+            item.run()
+            del item  # or its buffers would live until the next one comes
+
+    def _next(self) -> Call | Helper | None:
+        with self._work_came:
+            while True:
+                # What was begun goes first: its caller waits already.
+                for queue in (self._helpers, self._urgent, self._queue):
+                    if queue:
+                        return queue.popleft()
+                self._idle += 1
+                came = not self._retired and self._work_came.wait(IDLE_S)
+                self._idle -= 1
+                if not (came or self._helpers or self._urgent or self._queue):
+                    self._workers -= 1
+                    return None
+
+
+class WatchedFiles(FileLayer):
+    """A file layer that shows each of its calls as an operation of the tier's call."""
+
+    def __init__(self, layer: FileLayer) -> None:
+        """Take the layer that does the work."""
+        for name in _OPERATIONS:
+            setattr(self, name, _watched(getattr(layer, name)))
+
+
+_OPERATIONS = [name for name in vars(FileLayer) if not name.startswith("_")]
+
+
+def _watched(operation: Callable[_P, _T]) -> Callable[_P, _T]:
+    def run(*args: _P.args, **kwargs: _P.kwargs) -> _T:
+        call: Call | None = getattr(_here, "call", None)
+        if call is None:  # the loop's own thread, when it lets go of everything
+            return operation(*args, **kwargs)
+        call.begin()
+        try:
+            return operation(*args, **kwargs)
+        finally:
+            call.end()
+
+    return run
+
+
+def _fail(future: Future[_T], error: Exception) -> bool:
+    """Let a call's future fail, if it is neither done nor cancelled."""
+    if future.done() or not (future.running() or future.set_running_or_notify_cancel()):
+        return False
+    future.set_exception(error)
+    return True
+
+
+_here = threading.local()

@@ -3,33 +3,51 @@
 from __future__ import annotations
 
 import asyncio
+import errno
 import operator
 import os
 import warnings
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from functools import cache, partial
 from pathlib import Path
 from weakref import WeakSet
 
-from ..errors import ClosedError, ConfigError, TierError, TierLockedError, TierUnavailableError
+from ..checks import check_count, check_seconds
+from ..errors import (
+    ClosedError,
+    ConfigError,
+    TierError,
+    TierLockedError,
+    TierTimeoutError,
+    TierUnavailableError,
+)
 from ..keys import MAX_KEY_BYTES
+from ..storage.breaker import Breaker
 from ..storage.files import FileLayer
 from ..storage.os_errors import tier_error
 from ..storage.recovery import RecoveryReport, Store
-from ..storage.session import Session
-from ..types import ByteArray, Medium, StoredBlock
+from ..storage.session import Limits, Session
+from ..storage.threads import Call, WatchedFiles
+from ..types import ByteArray, Medium, StoredBlock, TierState
 from .geometry import check_geometry
 
 
 class DiskTier:
     """Keeps blocks in the files of one directory, checks them when read, finds them again later.
 
-    File calls go through aiofiles to threads of the tier's own, a whole batch in one hop;
-    neighbouring slots move in one vectored call. A caller that is cancelled returns at once, and
-    its batch goes on to its end, with the caller's buffers: don't reuse them before `close`.
+    File calls go through aiofiles to threads of the tier's own, a whole batch in one hop, reads
+    before writes; neighbouring slots move in one vectored call, and threads that are idle take a
+    part of a large batch. A caller that is cancelled returns at once, and its batch goes on to its
+    end, with the caller's buffers: don't reuse them before `close`. The same holds for a batch
+    that took too long (`TierTimeoutError`); a slot that such a batch still has is refused to
+    others until it is back.
 
     One opener at a time has the directory. A forked child has no part in it.
+
+    When writes fail over and over, the tier refuses them for a while (`state` is `READ_ONLY`) and
+    then tries one again; it goes on to read. Where the file system has no space for another slot,
+    it still writes those that it wrote before (`state` is `FULL`).
 
     Args:
         path: Directory of the tier and nothing else; made if need be, for its owner alone.
@@ -40,13 +58,20 @@ class DiskTier:
         fsync: When payloads and records are forced to the disk: `"flush"`, by `flush` and
             `close`; `"always"`, also before each `write` and `erase` returns. There is no
             `"never"`, for then `flush` could not keep its promise.
-        direct_io: `"auto"` and `"off"` both mean buffered I/O, through the page cache. Direct
-            I/O isn't available yet, so `"on"` is an error.
+        direct_io: Whether payloads bypass the page cache, which leaves the memory to the tiers
+            above: `"auto"` where the file system takes it and slots are multiples of 4096 bytes
+            (blocks of 32 KiB and more have such slots); `"on"`, or an error from `open`; `"off"`.
+            Buffers at addresses and of sizes that are multiples of 4096 save a copy.
         io_threads: Most calls at once; 4, or the number of cores if that is less.
+        io_timeout_s: Seconds that one file operation may take; `None` for any time.
+        min_free_bytes: Bytes that must stay free on the file system: no new slot is written where
+            it would leave less.
 
     Attributes:
         file_layer: The file calls; tests replace it before `open`.
         close_timeout_s: Seconds that `close` waits for calls under way and for the last sync.
+        write_breaker: Decides when failing writes are refused and tried again.
+        growth_breaker: The same for slots that there was no space for.
 
     Raises:
         ConfigError: A setting is wrong.
@@ -62,6 +87,8 @@ class DiskTier:
         fsync: str = "flush",
         direct_io: str = "auto",
         io_threads: int | None = None,
+        io_timeout_s: float | None = 30.0,
+        min_free_bytes: int = 0,
     ) -> None:
         given: object = path  # whatever the annotation says
         if not isinstance(given, str | os.PathLike) or not str(path) or "\0" in str(path):
@@ -69,19 +96,25 @@ class DiskTier:
         check_geometry(num_blocks, block_bytes, name)
         _check_choice("fsync", fsync, ("flush", "always"))
         _check_choice("direct_io", direct_io, ("auto", "on", "off"))
-        if direct_io == "on":
-            raise ConfigError("direct_io='on' isn't available yet; choose from 'auto', 'off'")
         if io_threads is None:
             io_threads = min(4, os.cpu_count() or 1)
         self._path = Path(path)
         self._num_blocks = _check_count("num_blocks", num_blocks, 2**32 - 1)
         self._block_bytes = _check_count("block_bytes", block_bytes, 2**40)
         self._name = name
-        self._sync_always = fsync == "always"
-        self._io_threads = _check_count("io_threads", io_threads, 256)
+        self._direct_io = direct_io
+        self._limits = Limits(
+            io_threads=_check_count("io_threads", io_threads, 256),
+            io_timeout_s=io_timeout_s
+            and check_seconds("io_timeout_s", io_timeout_s, positive=True),
+            min_free_bytes=check_count("min_free_bytes", min_free_bytes, least=0),
+            sync_always=fsync == "always",
+        )
         self._session: Session | None = None
         self.file_layer = FileLayer()
         self.close_timeout_s = 60.0
+        self.write_breaker = Breaker(failures=3)
+        self.growth_breaker = Breaker(failures=1)
 
     def __repr__(self) -> str:
         state = "open" if self._session is not None and self._session.serving else "closed"
@@ -131,6 +164,18 @@ class DiskTier:
         return self._path
 
     @property
+    def state(self) -> TierState:
+        """What the tier can do at the moment."""
+        if self.write_breaker.is_open:
+            return TierState.READ_ONLY
+        return TierState.FULL if self.growth_breaker.is_open else TierState.SERVING
+
+    @property
+    def direct(self) -> bool:
+        """Whether payloads bypass the page cache; known once it is open."""
+        return self._session is not None and self._session.direct
+
+    @property
     def recovery(self) -> RecoveryReport | None:
         """What the last `open` found; `None` before it."""
         return None if self._session is None else self._session.report
@@ -144,7 +189,8 @@ class DiskTier:
 
         Raises:
             TierLockedError: Another opener has it; names its process.
-            ConfigError: What is there has another geometry or format, or is no directory.
+            ConfigError: What is there has another geometry or format, or is no directory; or
+                direct I/O must be used, and can't.
             TierError: The operating system refused.
         """
         if self._session is not None and not self._session.released:
@@ -154,12 +200,17 @@ class DiskTier:
                 tier=self._name,
             )
         _watch_forks()
-        layer, path, block_bytes = self.file_layer, self._path, self._block_bytes
+        files, path = WatchedFiles(self.file_layer), self._path
+
+        def store() -> Store:  # on a thread, for to make a path absolute asks the system
+            return Store(files, path.absolute(), self._block_bytes, direct_io=self._direct_io)
+
         session = self._session = Session(
             self._name,
-            lambda: Store(layer, path.absolute(), block_bytes),
-            num_threads=self._io_threads,
-            sync_always=self._sync_always,
+            store,
+            self._limits,
+            writes=self.write_breaker,
+            growth=self.growth_breaker,
         )
         _SESSIONS.add(session)
         try:
@@ -196,6 +247,8 @@ class DiskTier:
                     else:
                         session.closing, session.serving = True, False
                         await session.run(partial(session.finish, tuple(order)))
+        except TierTimeoutError:
+            raise
         except TimeoutError as exc:
             raise TierUnavailableError(
                 f"tier {self._name!r}: calls are still under way after {self.close_timeout_s} s; "
@@ -228,7 +281,12 @@ class DiskTier:
         buffers = [_flat(buffer, "a buffer to read into", writable=True) for buffer in into]
         if not checked:
             return []
-        outcomes = await session.run(partial(session.read, checked, buffers))
+        outcomes = await self._outcomes(
+            session,
+            lambda outcomes, call: session.read(checked, buffers, outcomes, call),
+            checked,
+            urgent=True,
+        )
         return self._tell(checked, outcomes, "can't read slot", payload=True)
 
     async def write(
@@ -264,7 +322,15 @@ class DiskTier:
             return []
         sequence = session.next_sequence
         session.next_sequence += len(checked)
-        outcomes = await session.run(partial(session.write, checked, views, tuple(keys), sequence))
+        outcomes = await self._outcomes(
+            session,
+            lambda outcomes, call: session.write(
+                checked, views, tuple(keys), sequence, outcomes, call
+            ),
+            checked,
+        )
+        if any(isinstance(outcome, TimeoutError) for outcome in outcomes):
+            self.write_breaker.failed()
         return self._tell(checked, outcomes, "can't write slot")
 
     async def erase(self, slots: Sequence[int]) -> None:
@@ -282,7 +348,9 @@ class DiskTier:
         if not checked:
             return
         with self._telling("can't make sure that erased blocks stay so"):
-            outcomes = await session.run(partial(session.erase, checked))
+            outcomes = await self._outcomes(
+                session, lambda outcomes, call: session.erase(checked, outcomes, call), checked
+            )
         failed = {slot: error for slot, error in zip(checked, outcomes, strict=True) if error}
         for error in failed.values():
             raise tier_error(error, self._name, f"can't erase slots {sorted(failed)}")
@@ -298,6 +366,22 @@ class DiskTier:
         session = self._serving()
         with self._telling("can't make blocks survive a power loss"):
             await session.run(session.flush)
+
+    async def _outcomes(
+        self,
+        session: Session,
+        work: Callable[[list[OSError | None], Call], None],
+        slots: list[int],
+        *,
+        urgent: bool = False,
+    ) -> list[OSError | None]:
+        """Run a call that finds one outcome a slot; those that it doesn't get to took too long."""
+        outcomes: list[OSError | None] = [_UNKNOWN] * len(slots)
+        try:
+            await session.run(partial(work, outcomes), slots=slots, urgent=urgent)
+        except TimeoutError as exc:
+            return [exc if outcome is _UNKNOWN else outcome for outcome in list(outcomes)]
+        return outcomes
 
     def _serving(self) -> Session:
         session = self._session
@@ -371,4 +455,5 @@ def _forget_in_child() -> None:
         session.abandon()
 
 
+_UNKNOWN = OSError(errno.EINPROGRESS, "not known yet")
 _SESSIONS: WeakSet[Session] = WeakSet()
