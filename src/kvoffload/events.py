@@ -31,6 +31,8 @@ class EventKind(Enum):
     """A reservation or a pin whose holder never completed it was taken back."""
     FAILED = "failed"
     """The tier could not read or write them, or what it read did not check."""
+    STATE = "state"
+    """The tier can do less than before, or more; `detail` is its `TierState`. Of no block."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -125,6 +127,13 @@ class EventHub:
             subscription.close()
         self._subscriptions.add(subscription)
         return subscription
+
+    def tell_state(self, state: str, *, tier: str, medium: Medium) -> None:
+        """Tell subscribers to the manager's own namespace what a tier can do from now on."""
+        event = OffloadingEvent(EventKind.STATE, (), tier, medium, self._namespace, detail=state)
+        for subscription in list(self._subscriptions):
+            if subscription.wants(self._namespace):
+                subscription.put(event)
 
     def emit(
         self, kind: EventKind, keys: Iterable[Key], *, tier: str, medium: Medium, detail: str = ""

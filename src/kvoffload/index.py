@@ -16,11 +16,12 @@ from .events import EventHub, EventKind
 from .levels import Level
 from .metrics import new_counters
 from .signals import Signal
-from .types import BlockState, Clock, EvictionPolicy, Key, RejectReason, Tier
+from .types import BlockState, Clock, EvictionPolicy, Key, RejectReason, Tier, TierState
 
 _SIZE = attrgetter("size")
 _PINS = attrgetter("pin_count")
 READY, PENDING, ABSENT = BlockState.READY, BlockState.PENDING, BlockState.ABSENT
+READ_ONLY = TierState.READ_ONLY
 
 
 class Index:
@@ -239,6 +240,7 @@ class Index:
         Room is counted before anything gives way, so that blocks of the chain come before what
         they push down. `held` blocks that are there already belong to the same call.
         """
+        self.look()
         placed: list[int | RejectReason] = [RejectReason.FULL] * len(keys)
         waiting: Sequence[int] = range(len(keys))
         capacity = 0
@@ -260,12 +262,21 @@ class Index:
                 declined = admitted is not offered and keys[number] not in admitted
                 placed[number] = RejectReason.NOT_ADMITTED if declined else RejectReason.PINNED
             waiting = left
-        return [
-            RejectReason.FULL
-            if place is RejectReason.PINNED and held + number >= capacity
-            else place
-            for number, place in enumerate(placed)
-        ]
+        failing = any(level.state is READ_ONLY for level in self.levels)
+        for number, place in enumerate(placed):
+            if place is RejectReason.PINNED:
+                if held + number >= capacity:
+                    placed[number] = RejectReason.FULL
+                elif failing:
+                    placed[number] = RejectReason.FAILED
+        return placed
+
+    def look(self) -> None:
+        """See what each tier can do now, and tell of changes."""
+        for level in self.levels:
+            if level.look():
+                tier = level.tier
+                self.events.tell_state(level.state.value, tier=tier.name, medium=tier.medium)
 
     def take_now(self, number: int, count: int, evicted: list[Key]) -> list[int]:
         """Get up to `count` slots of a level without moving a byte.
@@ -274,6 +285,8 @@ class Index:
         blocks, whose keys are appended to `evicted`.
         """
         level = self.levels[number]
+        if level.state is READ_ONLY:
+            return []
         slots = level.slots.take(count)
         if len(slots) < count and level.copies:
             slots += self._take_copies(level, count - len(slots))
@@ -296,9 +309,10 @@ class Index:
         behind the moves that it waits for), and else leaves every tier (its key is appended to
         `evicted`).
         """
+        self.look()
         level = self.levels[number]
         grants = [Grant(slot) for slot in self.take_now(number, count, evicted)]
-        if len(grants) == count or number + 1 == len(self.levels):
+        if len(grants) == count or number + 1 == len(self.levels) or level.state is READ_ONLY:
             return grants
         try:
             victims = self._victims(level, count - len(grants))

@@ -8,7 +8,7 @@ from collections.abc import Iterable, Sequence
 from .blocks import BlockEntry
 from .metrics import TIER_COUNTERS, TierStats
 from .slots import Slots
-from .types import BlockState, Key, Tier
+from .types import BlockState, Key, Tier, TierState
 
 
 class Level:
@@ -24,6 +24,7 @@ class Level:
         "slots",
         "stale",
         "stale_slots",
+        "state",
         "stuck",
         "tier",
         "usage",
@@ -47,10 +48,25 @@ class Level:
         self.stale_slots: dict[int, Key] = {}
         # Slots that are being written or erased: one at a time.
         self.claimed: set[int] = set()
+        self.state = TierState.SERVING
+
+    def look(self) -> bool:
+        """See what the tier can do now; say whether that has changed."""
+        state: TierState = getattr(self.tier, "state", TierState.SERVING)
+        if state is self.state:
+            return False
+        self.state = state
+        if state is TierState.FULL:
+            self.slots.grows = False
+        elif not self.slots.grows:
+            self.slots.grow()
+        return True
 
     @property
     def room(self) -> int:
         """Slots that a caller could get: free, or holding what may give way."""
+        if self.state is TierState.READ_ONLY:
+            return 0
         room = self.slots.free + len(self.copies) + self.blocks - self.stuck
         if self.slots.held:
             # A block without a pin whose slot an outliving view shows does not give way either.
@@ -93,9 +109,10 @@ class Level:
             self.slots.capacity,
             blocks=blocks,
             bytes=self.bytes,
-            free_blocks=self.slots.free,
+            free_blocks=self.slots.free + self.slots.useless,
             pending_blocks=self.slots.in_use - blocks,
             retired_blocks=self.slots.retired,
+            state=getattr(self.tier, "state", TierState.SERVING),
             **self.counters,
         )
 

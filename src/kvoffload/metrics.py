@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, field, fields
 
-from .types import Medium
+from .types import Medium, TierState
 
 
 @dataclass(frozen=True, slots=True)
@@ -24,9 +24,11 @@ class TierStats:
         hits: Blocks that a load found here.
         errors: Blocks that could not be read, written or erased.
         queue_depth: Blocks that are being read or written now.
-        free_blocks: Slots with nothing in them.
+        free_blocks: Slots with nothing in them; while the tier is full, they can't be filled.
         pending_blocks: Slots reserved for a block that is not ready yet.
-        retired_blocks: Slots out of use until a view derived from an ended lease is gone.
+        retired_blocks: Slots out of use until a view derived from an ended lease is gone, or a
+            call that the disk holds up is back.
+        state: What the tier can do now.
     """
 
     medium: Medium
@@ -43,6 +45,7 @@ class TierStats:
     free_blocks: int = 0
     pending_blocks: int = 0
     retired_blocks: int = 0
+    state: TierState = TierState.SERVING
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,4 +1,4 @@
-"""The numbered places of one tier: free, in use, or retired."""
+"""The numbered places of one tier: free, in use, retired, or useless for want of space."""
 
 from __future__ import annotations
 
@@ -13,19 +13,30 @@ from .types import ByteArray
 class Slots:
     """Hands out slot numbers, and keeps those out of reuse that an outliving view still shows.
 
-    free + in use + retired = capacity, always.
+    free + in use + retired + useless = capacity, always.
+
+    Attributes:
+        capacity: How many there are.
+        grows: Whether slots that were never taken can be; while not, nor can those that turned
+            out to be without space.
     """
 
-    __slots__ = ("_free", "_fresh", "_gone", "_held", "_retired", "_shown", "_watches", "capacity")
+    __slots__ = (
+        *("_free", "_fresh", "_gone", "_held", "_retired", "_shown", "_spaceless", "_watches"),
+        *("_parked", "capacity", "grows"),
+    )
 
     def __init__(self, capacity: int) -> None:
         self.capacity = capacity
+        self.grows = True
+        self._spaceless: set[int] = set()  # slots that the tier had no space for
+        self._parked: list[int] = []  # of those, the ones given back since
         self._fresh = 0  # slots from here on were never taken, and cost nothing yet
         # Given back and taken from the end, so that a batch gets neighbours in ascending order.
         self._free: list[int] = []
         # Slots that outliving views show: how many views, and the block that they show.
         self._held: dict[int, int] = {}
-        self._shown: dict[int, BlockEntry] = {}
+        self._shown: dict[int, BlockEntry | None] = {}
         self._retired: set[int] = set()
         # By the reference's own identity: its hash would be that of the array, which has none.
         self._watches: dict[int, tuple[weakref.ref[ByteArray], int]] = {}
@@ -37,7 +48,14 @@ class Slots:
         """Slots that can be taken."""
         if self._gone:
             self._collect()
-        return len(self._free) + self.capacity - self._fresh
+        return len(self._free) + (self.capacity - self._fresh if self.grows else 0)
+
+    @property
+    def useless(self) -> int:
+        """Free slots that can't be taken, for the tier has no space for them."""
+        if self.grows:
+            return 0
+        return self.capacity - self._fresh + len(self._parked)
 
     @property
     def retired(self) -> int:
@@ -49,7 +67,7 @@ class Slots:
     @property
     def in_use(self) -> int:
         """Slots taken and not given back."""
-        return self.capacity - self.free - len(self._retired)
+        return self.capacity - self.free - len(self._retired) - self.useless
 
     @property
     def held(self) -> int:
@@ -62,7 +80,11 @@ class Slots:
         """Return the slots in use that such views show, each with its block."""
         if self._gone:
             self._collect()
-        return [(slot, one) for slot, one in self._shown.items() if slot not in self._retired]
+        return [
+            (slot, entry)
+            for slot, entry in self._shown.items()
+            if entry is not None and slot not in self._retired
+        ]
 
     def is_held(self, slot: int) -> bool:
         """Whether such a view shows this slot."""
@@ -79,7 +101,7 @@ class Slots:
         taken = free[start:]
         del free[start:]
         taken.reverse()
-        if len(taken) < count and self._fresh < self.capacity:
+        if len(taken) < count and self._fresh < self.capacity and self.grows:
             first = self._fresh
             self._fresh = min(self.capacity, first + count - len(taken))
             taken += range(first, self._fresh)
@@ -97,20 +119,37 @@ class Slots:
         return taken
 
     def give_back(self, slots: Sequence[int]) -> None:
-        """Give slots back: free again, or retired while a view shows them."""
+        """Give slots back: free again, retired while a view shows them, or useless."""
         if self._gone:
             self._collect()
-        if self._held:
+        if self._held or self._spaceless:
             for slot in reversed(slots):
                 if slot in self._held:
                     self._retired.add(slot)
                 else:
-                    self._free.append(slot)
+                    self._release(slot)
         else:
             self._free.extend(reversed(slots))
 
-    def hold(self, slot: int, exporter: ByteArray, entry: BlockEntry) -> None:
-        """Keep a slot out of reuse until `exporter`, whose memory it is, is gone."""
+    def lacks_space(self, slot: int) -> None:
+        """Note that the tier had no space for a slot in use."""
+        self._spaceless.add(slot)
+
+    def grow(self) -> None:
+        """Note that the tier may have space again."""
+        self.grows = True
+        self._free += self._parked
+        self._parked.clear()
+        self._spaceless.clear()
+
+    def hold(self, slot: int, exporter: ByteArray, entry: BlockEntry | None = None) -> None:
+        """Keep a slot out of reuse until `exporter` is gone.
+
+        Args:
+            slot: The slot.
+            exporter: An array over its memory, or what a call that is stuck reads or writes.
+            entry: The block in it, if it has one.
+        """
         self._held[slot] = self._held.get(slot, 0) + 1
         self._shown[slot] = entry
         watch = weakref.ref(exporter, self._gone.append)
@@ -125,4 +164,11 @@ class Slots:
                 del self._shown[slot]
                 if slot in self._retired:
                     self._retired.remove(slot)
-                    self._free.append(slot)
+                    self._release(slot)
+
+    def _release(self, slot: int) -> None:
+        if slot in self._spaceless and not self.grows:
+            self._parked.append(slot)
+        else:
+            self._spaceless.discard(slot)
+            self._free.append(slot)

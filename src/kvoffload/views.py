@@ -13,8 +13,7 @@ import weakref
 from collections.abc import Callable
 from dataclasses import dataclass
 
-import numpy as np
-
+from .aligned import aligned_empty
 from .blocks import BlockEntry
 from .errors import DerivedViewWarning
 from .keys import show_hash
@@ -102,6 +101,6 @@ class Staging:
     def show(self, slot: int, size: int) -> ByteArray:
         """Return a fresh array over the first `size` bytes of a buffer."""
         if self._arena is None:
-            self._arena = np.empty(self.slots.capacity * self.block_bytes, dtype=np.uint8)
+            self._arena = aligned_empty(self.slots.capacity * self.block_bytes)
         start = slot * self.block_bytes
         return self._arena[start : start + size]

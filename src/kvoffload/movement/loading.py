@@ -14,6 +14,7 @@ from ..errors import (
     CorruptBlockError,
     LoadTimeoutError,
     TierError,
+    TierTimeoutError,
     TierUnavailableError,
 )
 from ..index import Index
@@ -349,14 +350,24 @@ class Loading:
         into = [self._target(flight) for flight in flights]
         slots = [flight.entry.slot for flight in flights]
         outcomes = await transfer.read(level, slots, into, [one.entry.key for one in flights])
-        for flight, error in zip(flights, outcomes, strict=True):
+        for flight, buffer, error in zip(flights, into, outcomes, strict=True):
             flight.error = error
+            if isinstance(error, TierTimeoutError):
+                self._hold_buffer(flight, buffer)
             if isinstance(error, CorruptBlockError) and flight.entry.state is BlockState.READY:
                 index.condemn(flight.entry)
                 index.count("corrupt", [flight.entry.key])
         for flight, buffer in zip(flights, into, strict=True):
             if flight.error is None and flight.grant is not None:
                 await self._rise(flight, *flight.grant, buffer)
+
+    def _hold_buffer(self, flight: Flight, buffer: ByteArray) -> None:
+        """Keep what a stuck read may still write to out of reuse until it is back."""
+        if flight.grant is not None and self._index.levels[flight.grant[0]].tier.addressable:
+            number, grant = flight.grant
+            self._index.levels[number].slots.hold(grant.slot, buffer)
+        elif flight.staged is not None:
+            self.staging.slots.hold(flight.staged, buffer)
 
     async def _erase_bad(self, flights: Sequence[Flight]) -> None:
         """Make the tiers forget what did not check; those who wait for it know by now."""
@@ -426,9 +437,8 @@ class Loading:
 
 def _again(error: TierError) -> TierError:
     """Return a new error like one that others get too."""
-    kind = CorruptBlockError if isinstance(error, CorruptBlockError) else TierError
-    if isinstance(error, TierUnavailableError):
-        kind = TierUnavailableError
+    known = (CorruptBlockError, TierTimeoutError, TierUnavailableError, TierError)
+    kind = next(kind for kind in known if isinstance(error, kind))
     fresh = kind(str(error), tier=error.tier, block_hash=error.block_hash)
     fresh.__cause__ = error
     return fresh

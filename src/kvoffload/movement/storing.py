@@ -10,8 +10,8 @@ from ..index import Index
 from ..jobs import Job, Jobs
 from ..named import Named
 from ..tiers.memory import INLINE_COPY_BYTES
-from ..types import ByteArray, Key, RejectReason
-from .transfer import Transfer
+from ..types import ByteArray, Key, RejectReason, TierState
+from .transfer import Transfer, lacks_space
 
 WRITE_BYTES = 64 * 1024 * 1024
 """Most bytes copied and written at a time to a tier without addresses."""
@@ -136,7 +136,7 @@ class Storing:
                 possible = [move for move in batch if move.after is None or move.after.done]
                 written = dict.fromkeys(batch, False)
                 if possible:
-                    written.update(zip(possible, await self._transfer.move(possible), strict=True))
+                    written.update(await self._move(possible, evicted))
                 for move in batch:
                     self._moving -= 1
                     del unfinished[move]
@@ -149,6 +149,28 @@ class Storing:
                 self._index.finish_move(move, written=False)
 
     # Inside
+
+    async def _move(self, moves: Sequence[Move], evicted: list[Key]) -> dict[Move, bool]:
+        """Carry out moves between two tiers; say of each whether it took place.
+
+        Where the lower tier turns out to be full, what it has gives way.
+        """
+        index = self._index
+        written = dict(zip(moves, await self._transfer.move(moves), strict=True))
+        number = moves[0].target[0]
+        level = index.levels[number]
+        failed = [move for move, done in written.items() if not done]
+        index.look()
+        if not failed or level.state is not TierState.FULL:
+            return written
+        slots = index.take_now(number, len(failed), evicted)
+        again = failed[len(failed) - len(slots) :]  # the hottest
+        for move, slot in zip(again, slots, strict=True):
+            level.slots.give_back([move.target[1]])
+            move.target = (number, slot)
+        if again:
+            written.update(zip(again, await self._transfer.move(again), strict=True))
+        return written
 
     def _plan(self, entries: Sequence[BlockEntry], evicted: list[Key], named: Named) -> Plan:
         plan = Plan()
@@ -213,9 +235,18 @@ class Storing:
     ) -> None:
         todo = [entry for entry, _, _ in plan.granted] + [entry for entry, _ in plan.unplaced]
         try:
-            by_level = await self._settle(job, plan, outcome, named)
-            for number, group in by_level.items():
-                await self._write(job, number, group, bytes_of, outcome)
+            while True:
+                by_level = await self._settle(job, plan, outcome, named)
+                spaceless: list[BlockEntry] = []
+                for number, group in by_level.items():
+                    spaceless += await self._write(job, number, group, bytes_of, outcome)
+                if not spaceless or job.abandoned:
+                    return
+                # The tier is full, and its free slots are useless: what it has may give way.
+                for entry in spaceless:
+                    self._index.levels[entry.level].slots.give_back([entry.slot])
+                    entry.slot = -1
+                plan = self._plan(spaceless, outcome.evicted, named)
         finally:
             # Whatever got no further: abandoned, cut off by a hard close, or failed.
             left = [entry for entry in todo if self._index.pending.get(entry.key) is entry]
@@ -253,8 +284,10 @@ class Storing:
         entries: Sequence[BlockEntry],
         bytes_of: dict[Key, ByteArray],
         outcome: Stored,
-    ) -> None:
+    ) -> list[BlockEntry]:
+        """Write blocks to a tier; return those that it has no space for."""
         level = self._index.levels[number]
+        spaceless: list[BlockEntry] = []
         step = len(entries)
         if not level.tier.addressable:
             step = max(1, WRITE_BYTES // level.tier.block_bytes)
@@ -267,18 +300,28 @@ class Storing:
                 # which are its own again then: the record would check, and show other bytes.
                 payloads = await self._transfer.private_copies(payloads)
                 if job.abandoned:
-                    return
+                    return []
             slots = [entry.slot for entry in group]
             outcomes = await self._transfer.write(level, slots, payloads, keys)
             if job.abandoned:
                 written = [n for n, error in enumerate(outcomes) if error is None]
                 level.leave([slots[n] for n in written], [keys[n] for n in written])
-                return
+                return []
             good = [entry for entry, error in zip(group, outcomes, strict=True) if error is None]
             bad = [entry for entry, error in zip(group, outcomes, strict=True) if error is not None]
             self._index.commit(good)
             outcome.stored += good
+            self._index.look()
+            if level.state is TierState.FULL:
+                full = {
+                    entry.key
+                    for entry, error in zip(group, outcomes, strict=True)
+                    if lacks_space(error)
+                }
+                spaceless += [entry for entry in bad if entry.key in full]
+                bad = [entry for entry in bad if entry.key not in full]
             self._reject([(entry, RejectReason.FAILED) for entry in bad], outcome)
+        return spaceless
 
     async def _reserve(
         self, job: Job[bool], entries: Sequence[BlockEntry], outcome: Stored, named: Named

@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import asyncio
+import errno
 from collections.abc import AsyncIterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import asynccontextmanager
 
-import numpy as np
-
+from ..aligned import aligned_empty
 from ..blocks import BlockEntry, Move
-from ..errors import TierError
+from ..errors import TierError, TierTimeoutError
 from ..index import Index
 from ..keys import encode_key
 from ..levels import Level
@@ -74,7 +74,7 @@ class Transfer:
 
     async def private_copies(self, payloads: Sequence[ByteArray]) -> list[ByteArray]:
         """Return copies of payloads, made on a thread where it is much."""
-        copies = [np.empty(payload.nbytes, np.uint8) for payload in payloads]
+        copies = [aligned_empty(payload.nbytes) for payload in payloads]
         if sum([payload.nbytes for payload in payloads]) <= INLINE_COPY_BYTES:
             copy_now(copies, payloads)
         else:
@@ -106,6 +106,11 @@ class Transfer:
         finally:
             level.counters["queue_depth"] -= len(slots)
         good = [number for number, outcome in enumerate(outcomes) if outcome is None]
+        for number, outcome in enumerate(outcomes):
+            if isinstance(outcome, TierTimeoutError):
+                level.slots.hold(slots[number], payloads[number])
+            elif lacks_space(outcome):
+                level.slots.lacks_space(slots[number])
         level.renew(slots[number] for number in good)
         written = [payloads[number].nbytes for number in good]
         self.count_written(level, len(good), sum(written))
@@ -145,9 +150,12 @@ class Transfer:
             outcomes = [_wrapped(exc, level.tier, "read", key) for key in keys]
         finally:
             level.counters["queue_depth"] -= len(slots)
-        for buffer, outcome in zip(into, outcomes, strict=True):
+        for slot, buffer, key, outcome in zip(slots, into, keys, outcomes, strict=True):
             if outcome is None:
                 self.count_read(level, 1, buffer.nbytes)
+            elif isinstance(outcome, TierTimeoutError):
+                # The caller sees to the buffer, for it knows whose it is.
+                level.slots.hold(slot, buffer, self.index.ready.get(key))
         self._count_failed(level, keys, outcomes)
         return outcomes
 
@@ -243,9 +251,12 @@ class Transfer:
                 into = [
                     self.staging.show(buffer, entry.size)
                     for buffer, entry in zip(buffers, group, strict=False)
-                ] or [np.empty(group[0].size, np.uint8)]  # all are taken: one of its own, in turn
+                ] or [aligned_empty(group[0].size)]  # all are taken: one of its own, in turn
                 keys = [entry.key for entry in group]
                 read = await self.read(source, [entry.slot for entry in group], into, keys)
+                for buffer, array, outcome in zip(buffers, into, read, strict=False):
+                    if isinstance(outcome, TierTimeoutError):
+                        self.staging.slots.hold(buffer, array)
                 good = [number for number, outcome in enumerate(read) if outcome is None]
                 outcomes = await self.write(
                     target,
@@ -273,6 +284,12 @@ class Transfer:
                 if outcome.block_hash is None:
                     outcome.block_hash = key[1] if isinstance(key, tuple) else key
                 self.index.fail(level, [key], str(outcome))
+
+
+def lacks_space(outcome: TierError | None) -> bool:
+    """Tell whether a tier had no space for a block."""
+    cause = None if outcome is None else outcome.__cause__
+    return isinstance(cause, OSError) and cause.errno in (errno.ENOSPC, errno.EDQUOT)
 
 
 def _wrapped(exc: Exception, tier: Tier, what: str, key: Key | None) -> TierError:

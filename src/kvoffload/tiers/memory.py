@@ -7,6 +7,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
+from ..aligned import aligned_empty
 from ..errors import ClosedError, ConfigError, TierError
 from ..types import ByteArray, Medium, StoredBlock
 from .geometry import check_geometry
@@ -124,6 +125,6 @@ def copy_now(targets: Sequence[ByteArray], sources: Sequence[ByteArray]) -> None
 
 
 def _touched(size: int) -> ByteArray:
-    arena = np.empty(size, dtype=np.uint8)
+    arena = aligned_empty(size)
     arena[::4096] = 0  # one byte a page: later copies find the memory there
     return arena
