@@ -59,6 +59,22 @@ class TestDiskTierWithoutDirectIO(TierContract):
         return DiskTier(tmp_path / "cold", num_blocks, block_bytes, direct_io="off", io_threads=1)
 
 
+class TestEncryptedDiskTier(TierContract):
+    def make_tier(self, tmp_path: Path, num_blocks: int, block_bytes: int) -> Tier:
+        key = bytes(range(32))
+        return DiskTier(tmp_path / "cold", num_blocks, block_bytes, encryption_key=key)
+
+
+class TestEncryptedDiskTierOfOddBlocks(TierContract):
+    """What is sealed goes through memory that direct I/O takes, and then through a file's slots."""
+
+    block_bytes = 33000
+
+    def make_tier(self, tmp_path: Path, num_blocks: int, block_bytes: int) -> Tier:
+        key = bytes(range(32))
+        return DiskTier(tmp_path / "cold", num_blocks, block_bytes, encryption_key=key)
+
+
 class TestFaultyTier(TierContract):
     """Healthy, a wrapper is as good as what it wraps."""
 

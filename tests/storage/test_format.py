@@ -14,14 +14,21 @@ from hypothesis import strategies as st
 from kvoffload.storage import format as fmt
 
 COUNTS = st.integers(0, 2**40)
-RECORDS = st.builds(
-    fmt.Record,
-    slot=st.integers(0, 2**32 - 2),
-    sequence=st.integers(0, fmt.MAX_SEQUENCE - 1),
-    block_bytes=st.just(2**40),
-    size=COUNTS,
-    payload_checksum=st.integers(0, 2**64 - 1),
-    key=st.binary(max_size=255),
+FIELDS = {
+    "slot": st.integers(0, 2**32 - 2),
+    "sequence": st.integers(0, fmt.MAX_SEQUENCE - 1),
+    "block_bytes": st.just(2**40),
+    "size": COUNTS,
+    "payload_checksum": st.integers(0, 2**64 - 1),
+}
+SEALS = st.builds(
+    fmt.Seal,
+    key=st.binary(min_size=272, max_size=272),
+    salt=st.binary(min_size=16, max_size=16),
+    tag=st.binary(min_size=16, max_size=16),
+)
+RECORDS = st.builds(fmt.Record, **FIELDS, key=st.binary(max_size=255)) | st.builds(
+    fmt.Record, **FIELDS, key=st.just(b""), seal=SEALS
 )
 HEADERS = st.builds(
     fmt.Header,
@@ -30,6 +37,7 @@ HEADERS = st.builds(
     generation=COUNTS,
     next_sequence=COUNTS,
     clean=st.booleans(),
+    key_check=st.just(b"") | st.binary(min_size=32, max_size=32),
 )
 RECORD = fmt.Record(7, 99, 4096, 4000, 2**64 - 3, b"b\x05tenthash")
 
@@ -53,11 +61,22 @@ def test_a_record_is_laid_out_as_documented() -> None:
     """A reader written from docs/disk-format.md alone must understand it."""
     data = fmt.pack_record(RECORD)
     assert data[0:8] == b"KVOSLOT\n"
-    assert struct.unpack_from("<II", data, 8) == (1, len(RECORD.key))
+    assert struct.unpack_from("<II", data, 8) == (2, len(RECORD.key))
     assert struct.unpack_from("<QQQQQ", data, 16) == (7, 99, 4096, 4000, 2**64 - 3)
     assert data[56:64] == bytes(8)
     assert data[64 : 64 + len(RECORD.key)] == RECORD.key
     assert data[64 + len(RECORD.key) : 504] == bytes(440 - len(RECORD.key))
+
+
+def test_a_sealed_record_is_laid_out_as_documented() -> None:
+    """Nothing of the key is in it but what is sealed, not even its length."""
+    seal = fmt.Seal(b"k" * 272, b"s" * 16, b"t" * 16)
+    data = fmt.pack_record(replace(RECORD, seal=seal))
+    assert struct.unpack_from("<II", data, 8) == (2, 0)
+    assert struct.unpack_from("<II", data, 56) == (1, 0)
+    assert data[64:368] == b"k" * 272 + b"s" * 16 + b"t" * 16
+    assert data[368:504] == bytes(136)
+    assert RECORD.key not in data
     assert struct.unpack_from("<Q", data, 504) == (xxhash.xxh3_64_intdigest(data[:504]),)
 
 
@@ -136,11 +155,11 @@ def test_a_misplaced_record_is_damaged() -> None:
 
 def test_a_record_of_another_version_is_reported_as_that() -> None:
     body = bytearray(fmt.pack_record(RECORD)[:504])
-    struct.pack_into("<I", body, 8, 2)
+    struct.pack_into("<I", body, 8, 3)
     table = fmt.parse_records(
         bytes(body) + struct.pack("<Q", xxhash.xxh3_64_intdigest(bytes(body))), RECORD.slot
     )
-    assert table.versions == {2}
+    assert table.versions == {3}
     assert table.damaged.tolist() == [RECORD.slot]
 
 
@@ -183,6 +202,10 @@ def test_a_header_is_laid_out_as_documented() -> None:
     assert struct.unpack_from("<II", data, 8) == (fmt.FORMAT_VERSION, 1)
     assert struct.unpack_from("<QQQQ", data, 16) == (3, 4096, 10, 77)
     assert data[48:504] == bytes(456)
+    check = bytes(range(32))
+    data = fmt.pack_header(fmt.Header(4096, 10, key_check=check))
+    assert struct.unpack_from("<II", data, 8) == (fmt.FORMAT_VERSION, 2)
+    assert data[48:504] == check + bytes(424)
     assert struct.unpack_from("<Q", data, 504) == (xxhash.xxh3_64_intdigest(data[:504]),)
 
 

@@ -11,8 +11,10 @@ from typing import Protocol
 import numpy as np
 from numpy.typing import NDArray
 
+from ..aligned import round_up
 from . import format as fmt
 from .slabs import SlotFiles
+from .vault import Vault
 
 GROUP_BYTES = 2**21
 """Bytes hashed and moved at a time, so that what was moved is in the processor's cache still."""
@@ -74,13 +76,23 @@ class Blocks:
     """
 
     def __init__(
-        self, slabs: SlotFiles, records: SlotFiles, catalog: Catalog, *, block_bytes: int
+        self,
+        slabs: SlotFiles,
+        records: SlotFiles,
+        catalog: Catalog,
+        *,
+        block_bytes: int,
+        vault: Vault | None = None,
     ) -> None:
-        """Take over files of payloads and of records, and what is known of them."""
+        """Take over files of payloads and of records, and what is known of them.
+
+        With a vault, payloads and keys are encrypted.
+        """
         self._slabs = slabs
         self._records = records
         self._catalog = catalog
         self._block_bytes = block_bytes
+        self._vault = vault
 
     def holds(self, slot: int) -> bool:
         """Tell whether there is such a slot, and a block in it."""
@@ -112,13 +124,19 @@ class Blocks:
                 outcomes[position] = _unfit(held[position], len(buffer))
         good.sort(key=slots.__getitem__)
         checksums = self._catalog.checksums[slots].tolist()
+        vault = self._vault
 
         def read_group(group: list[int]) -> None:
             errors = self._slabs.read([slots[i] for i in group], [into[i] for i in group])
-            for position, error in zip(group, errors, strict=True):
-                if error is None and fmt.checksum(into[position]) != checksums[position]:
-                    error = self._corrupt(slots[position])
-                outcomes[position] = error
+            for i, error in zip(group, errors, strict=True):
+                if error is None:
+                    if vault is not None:
+                        good = vault.open_payload(slots[i], into[i])
+                    else:
+                        good = fmt.checksum(into[i]) == checksums[i]
+                    if not good:
+                        error = self._corrupt(slots[i])
+                outcomes[i] = error
 
         work.share([partial(read_group, group) for group in self._groups(good, into)])
 
@@ -147,11 +165,15 @@ class Blocks:
         """
         results = self.erase(slots)
         checksums = [0] * len(slots)
+        tags = [b""] * len(slots)
 
         def write_group(group: list[int]) -> None:
-            for i in group:
-                checksums[i] = fmt.checksum(payloads[i])
-            errors = self._slabs.write([slots[i] for i in group], [payloads[i] for i in group])
+            stored = [payloads[i] for i in group]
+            if self._vault is not None:
+                stored = self._sealed(self._vault, group, payloads, sequences, tags)
+            for i, payload in zip(group, stored, strict=True):
+                checksums[i] = fmt.checksum(payload)
+            errors = self._slabs.write([slots[i] for i in group], stored)
             for i, error in zip(group, errors, strict=True):
                 results[i] = error
 
@@ -161,24 +183,18 @@ class Blocks:
         if work.given_up:
             return  # some payloads were not begun
         whole = [i for i, result in enumerate(results) if result is None]
-        records = [
-            memoryview(
-                fmt.pack_record(
-                    fmt.Record(
-                        slots[i],
-                        sequences[i],
-                        self._block_bytes,
-                        len(payloads[i]),
-                        checksums[i],
-                        keys[i],
-                    )
-                )
+        records = {
+            i: fmt.Record(
+                slots[i], sequences[i], self._block_bytes, len(payloads[i]), checksums[i], keys[i]
             )
             for i in whole
-        ]
+        }
+        if self._vault is not None:
+            records = {i: self._vault.seal_record(each, tags[i]) for i, each in records.items()}
+        packed = [memoryview(fmt.pack_record(record)) for record in records.values()]
         targets = [slots[i] for i in whole]
         self._catalog.blank[targets] = False
-        for i, error in zip(whole, self._records.write(targets, records), strict=True):
+        for i, error in zip(whole, self._records.write(targets, packed), strict=True):
             results[i] = error
         if sync is not None:
             try:
@@ -191,6 +207,9 @@ class Blocks:
             there = [slots[i] for i in written]
             self._catalog.checksums[there] = [checksums[i] for i in written]
             self._catalog.sizes[there] = [len(payloads[i]) for i in written]
+            if self._vault is not None:
+                for i in written:
+                    self._vault.note(records[i])
             outcomes[:] = results
 
         if work.publish(publish):
@@ -232,6 +251,26 @@ class Blocks:
             room -= size
         if group:
             yield group
+
+    @staticmethod
+    def _sealed(
+        vault: Vault,
+        group: Sequence[int],
+        payloads: Sequence[memoryview],
+        sequences: Sequence[int],
+        tags: list[bytes],
+    ) -> list[memoryview]:
+        """Encrypt payloads into memory of this thread's own, and note their tags."""
+        places = [round_up(len(payloads[i])) for i in group]
+        scratch = vault.scratch(sum(places)).data
+        sealed: list[memoryview] = []
+        start = 0
+        for i, place in zip(group, places, strict=True):
+            into = scratch[start : start + len(payloads[i])]
+            tags[i] = vault.seal_payload(sequences[i], payloads[i], into)
+            sealed.append(into)
+            start += place
+        return sealed
 
     def _corrupt(self, slot: int) -> OSError:
         what = "the payload does not match its checksum"

@@ -40,20 +40,24 @@ PADDED_BYTES = 2**15
 _CHECKED_BYTES = SECTOR_BYTES - 8
 _CHECKSUM = struct.Struct("<Q")
 _FRAME = struct.Struct("<8sI")  # magic and version: at the same place in every version
-_HEADER = struct.Struct("<8sIIQQQQ")
+_HEADER = struct.Struct("<8sIIQQQQ32s")
 _HEADER_MAGIC = b"KVOHEAD\n"
 _CLEAN = 1
-_RECORD = struct.Struct("<8sIIQQQQQ")
+_ENCRYPTED = 2
+_RECORD = struct.Struct("<8sIIQQQQQII")
 _RECORD_MAGIC = b"KVOSLOT\n"
+_SEALED = 1
 _KEY_OFFSET = 64
+_SEAL = struct.Struct("<272s16s16s")  # sealed key, salt, tag of the payload
+_ABOUT = struct.Struct("<QQQQ16s")
 _RECORD_DTYPE = np.dtype(
     {
         "names": [
             *("magic", "version", "key_length", "slot", "sequence"),
-            *("block_bytes", "size", "payload_checksum", "checksum"),
+            *("block_bytes", "size", "payload_checksum", "flags", "checksum"),
         ],
-        "formats": ["<u8", "<u4", "<u4", "<u8", "<u8", "<u8", "<u8", "<u8", "<u8"],
-        "offsets": [0, 8, 12, 16, 24, 32, 40, 48, _CHECKED_BYTES],
+        "formats": ["<u8", "<u4", "<u4", "<u8", "<u8", "<u8", "<u8", "<u8", "<u4", "<u8"],
+        "offsets": [0, 8, 12, 16, 24, 32, 40, 48, 56, _CHECKED_BYTES],
         "itemsize": SECTOR_BYTES,
     }
 )
@@ -90,6 +94,7 @@ class Header:
         generation: Number of this state; the copy with the higher one is the current one.
         next_sequence: No record has this sequence number or a higher one, if `clean`.
         clean: Closed in good order: all is on disk, and the order file of this generation holds.
+        key_check: 32 bytes that tell the encryption key again; none where nothing is encrypted.
         version: Format version; other fields mean nothing if it isn't ours.
     """
 
@@ -98,7 +103,23 @@ class Header:
     generation: int = 0
     next_sequence: int = 0
     clean: bool = False
+    key_check: bytes = b""
     version: int = FORMAT_VERSION
+
+
+@dataclass(frozen=True, slots=True)
+class Seal:
+    """What an encrypted record has besides: see `kvoffload.storage.cipher`.
+
+    Attributes:
+        key: The sealed key, 272 bytes.
+        salt: Salt of the session that sealed it.
+        tag: Tag of the payload.
+    """
+
+    key: bytes
+    salt: bytes
+    tag: bytes
 
 
 @dataclass(frozen=True, slots=True)
@@ -110,8 +131,9 @@ class Record:
         sequence: Number of the write; rises with every block written, across restarts too.
         block_bytes: Bytes of a slot, so that the geometry outlives both headers.
         size: Payload bytes.
-        payload_checksum: XXH3-64 of the payload.
-        key: Canonical key, at most 255 bytes.
+        payload_checksum: XXH3-64 of the payload, as it lies in the slab.
+        key: Canonical key, at most 255 bytes; not on the disk if there is a seal.
+        seal: Set where key and payload are encrypted.
     """
 
     slot: int
@@ -120,6 +142,7 @@ class Record:
     size: int
     payload_checksum: int
     key: bytes
+    seal: Seal | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -132,7 +155,8 @@ class RecordTable:
         sizes: Their payloads' bytes.
         payload_checksums: Their payloads' checksums.
         block_bytes: Bytes of a slot, as each record says.
-        keys: Their keys.
+        keys: Their keys; empty where they are sealed.
+        seals: Their seals.
         damaged: Slots whose bytes are neither blank nor a good record.
         versions: Other format versions than ours that intact records have.
     """
@@ -143,6 +167,7 @@ class RecordTable:
     payload_checksums: Words
     block_bytes: Slots
     keys: list[bytes]
+    seals: list[Seal | None]
     damaged: Slots
     versions: frozenset[int]
 
@@ -155,20 +180,36 @@ class RecordTable:
             int(self.sizes[row]),
             int(self.payload_checksums[row]),
             self.keys[row],
+            self.seals[row],
+        )
+
+    def only(self, rows: Slots, keys: list[bytes]) -> RecordTable:
+        """Return these rows, with their keys; the others are damaged."""
+        return RecordTable(
+            self.slots[rows],
+            self.sequences[rows],
+            self.sizes[rows],
+            self.payload_checksums[rows],
+            self.block_bytes[rows],
+            keys,
+            [self.seals[row] for row in rows.tolist()],
+            np.union1d(self.damaged, np.delete(self.slots, rows)),
+            self.versions,
         )
 
 
 def pack_header(header: Header) -> bytes:
     """Return the bytes of one copy of the header."""
-    return _seal(
+    return _finish(
         _HEADER.pack(
             _HEADER_MAGIC,
             header.version,
-            _CLEAN if header.clean else 0,
+            (_CLEAN if header.clean else 0) | (_ENCRYPTED if header.key_check else 0),
             header.generation,
             header.block_bytes,
             header.num_blocks,
             header.next_sequence,
+            header.key_check,
         )
     )
 
@@ -186,10 +227,19 @@ def parse_header(data: bytes | bytearray | memoryview) -> Header | None:
         return None
     if version != FORMAT_VERSION:
         return Header(0, 0, version=version)
-    _, _, flags, generation, block_bytes, num_blocks, next_sequence = _HEADER.unpack_from(view)
+    _, _, flags, generation, block_bytes, num_blocks, next_sequence, check = _HEADER.unpack_from(
+        view
+    )
     if block_bytes < 1 or num_blocks < 1 or next_sequence > MAX_SEQUENCE:
         return None
-    return Header(block_bytes, num_blocks, generation, next_sequence, bool(flags & _CLEAN))
+    return Header(
+        block_bytes,
+        num_blocks,
+        generation,
+        next_sequence,
+        clean=bool(flags & _CLEAN),
+        key_check=check if flags & _ENCRYPTED else b"",
+    )
 
 
 def pack_record(record: Record) -> bytes:
@@ -203,14 +253,32 @@ def pack_record(record: Record) -> bytes:
     fields = _RECORD.pack(
         _RECORD_MAGIC,
         FORMAT_VERSION,
-        len(record.key),
+        0 if record.seal else len(record.key),
         record.slot,
         record.sequence,
         record.block_bytes,
         record.size,
         record.payload_checksum,
+        _SEALED if record.seal else 0,
+        0,
     )
-    return _seal(fields.ljust(_KEY_OFFSET, b"\0") + record.key)
+    seal = record.seal
+    return _finish(fields + (_SEAL.pack(seal.key, seal.salt, seal.tag) if seal else record.key))
+
+
+def about_record(record: Record, tag: bytes) -> bytes:
+    """Return what the seal of a record's key vouches for besides it.
+
+    Not for the slot: a block that is moved keeps its seal.
+    """
+    return _ABOUT.pack(
+        record.sequence, record.block_bytes, record.size, record.payload_checksum, tag
+    )
+
+
+def about_payload(block_bytes: int, size: int) -> bytes:
+    """Return what the tag of a payload vouches for besides it."""
+    return struct.pack("<QQ", block_bytes, size)
 
 
 def parse_record(data: bytes | bytearray | memoryview, slot: int) -> Record | None:
@@ -255,6 +323,7 @@ def parse_records(data: bytes | bytearray | memoryview, first_slot: int = 0) -> 
     taken = rows[good]
     starts = (good * SECTOR_BYTES + _KEY_OFFSET).tolist()
     lengths = taken["key_length"].tolist()
+    is_sealed = (taken["flags"] & _SEALED).tolist()
     return RecordTable(
         good + first_slot,
         taken["sequence"].astype(np.int64),
@@ -262,6 +331,10 @@ def parse_records(data: bytes | bytearray | memoryview, first_slot: int = 0) -> 
         taken["payload_checksum"].astype(np.uint64),
         taken["block_bytes"].astype(np.int64),
         [bytes(view[at : at + n]) for at, n in zip(starts, lengths, strict=True)],
+        [
+            Seal(*_SEAL.unpack_from(view, at)) if sealed else None
+            for at, sealed in zip(starts, is_sealed, strict=True)
+        ],
         bad + first_slot,
         frozenset(int(version) for version in foreign if version != FORMAT_VERSION),
     )
@@ -277,6 +350,7 @@ def join_tables(tables: Iterable[RecordTable]) -> RecordTable:
         np.concatenate([part.payload_checksums for part in parts]),
         np.concatenate([part.block_bytes for part in parts]),
         [key for part in parts for key in part.keys],
+        [seal for part in parts for seal in part.seals],
         np.concatenate([part.damaged for part in parts]),
         frozenset().union(*(part.versions for part in parts)),
     )
@@ -325,7 +399,7 @@ def parse_order(data: bytes | bytearray | memoryview, generation: int) -> Slots 
     return np.frombuffer(view, "<u4", count, _ORDER.size).astype(np.int64)
 
 
-def _seal(fields: bytes) -> bytes:
+def _finish(fields: bytes) -> bytes:
     body = fields.ljust(_CHECKED_BYTES, b"\0")
     return body + _CHECKSUM.pack(checksum(body))
 

@@ -20,10 +20,12 @@ from ..errors import ConfigError
 from ..types import StoredBlock
 from . import format as fmt
 from .blocks import Blocks, Catalog
+from .cipher import Cipher
 from .directory import DirectoryLock
 from .files import FileLayer
 from .os_errors import is_missing, raise_first
 from .slabs import SlotFiles, takes_direct_io
+from .vault import Vault, unseal
 
 _SCAN_SLOTS = 8192
 _PAGE_SLOTS = 8
@@ -82,7 +84,13 @@ class Store:
     """
 
     def __init__(
-        self, layer: FileLayer, path: Path, block_bytes: int, *, direct_io: str = "off"
+        self,
+        layer: FileLayer,
+        path: Path,
+        block_bytes: int,
+        *,
+        direct_io: str = "off",
+        cipher: Cipher | None = None,
     ) -> None:
         """Name the files; nothing is touched."""
 
@@ -97,6 +105,7 @@ class Store:
         self.lock = DirectoryLock(layer, path)
         slot_bytes = fmt.slot_bytes(block_bytes)
         self.slabs = files("slab-{:06}", slot_bytes, fmt.slots_per_slab(block_bytes))
+        self.cipher = cipher
         self._direct_io = direct_io
         self.records = files("records", fmt.SECTOR_BYTES, 2**40)
         self._order = files("order", 2**40, 1)
@@ -182,6 +191,8 @@ def recover(store: Store, num_blocks: int) -> Recovered:
     header, any_copy = store.read_header()
     if header is not None and header.block_bytes != store.block_bytes:
         raise _mismatch(store.path, "block_bytes", header.block_bytes, store.block_bytes)
+    if header is not None:
+        _check_key(store, encrypted=bool(header.key_check), check=header.key_check)
     table = _read_records(records)
     ours = table.block_bytes == store.block_bytes
     if header is None:
@@ -190,6 +201,18 @@ def recover(store: Store, num_blocks: int) -> Recovered:
             raise _mismatch(store.path, "block_bytes", int(table.block_bytes[0]), store.block_bytes)
         if table.versions and not len(ours):
             raise _mismatch(store.path, "format version", min(table.versions), fmt.FORMAT_VERSION)
+    cipher = store.cipher
+    if header is None and len(table.slots):
+        _check_key(store, encrypted=any(table.seals))
+    if cipher is not None:
+        num_records = len(table.slots)
+        table = unseal(cipher, table)
+        if header is None and num_records and not len(table.slots):
+            raise ConfigError(
+                f"{store.path} holds no block that encryption_key opens: give the one that it was "
+                "made with, or another path"
+            )
+        ours = table.block_bytes == store.block_bytes
     found_any = any_copy or bool(len(table.slots) or len(table.damaged))
     clean = not found_any
     if header is not None:
@@ -216,6 +239,7 @@ def recover(store: Store, num_blocks: int) -> Recovered:
         num_blocks,
         generation=(header.generation if header is not None else 0) + 1,
         next_sequence=next_sequence,
+        key_check=_key_check(header, cipher),
     )
     store.write_header(new_header)
     # From here on a crash leaves a directory that says it wasn't closed.
@@ -248,8 +272,38 @@ def recover(store: Store, num_blocks: int) -> Recovered:
         )
     ]
     catalog = Catalog(sizes, checksums, blank=sizes < 0)
-    blocks = Blocks(slabs, records, catalog, block_bytes=store.block_bytes)
+    vault: Vault | None = None
+    if cipher is not None:
+        vault = Vault(cipher, num_blocks, store.block_bytes)
+        for row, slot in zip(kept.tolist(), slots.tolist(), strict=True):
+            vault.note(replace(table.record(row), slot=slot))
+    blocks = Blocks(slabs, records, catalog, block_bytes=store.block_bytes, vault=vault)
     return Recovered(found, blocks, new_header, report)
+
+
+def _check_key(store: Store, *, encrypted: bool, check: bytes = b"") -> None:
+    """Raise `ConfigError` unless a directory can be read with the key that there is, or with none.
+
+    Args:
+        store: The directory.
+        encrypted: Whether its blocks are.
+        check: What tells the key, if it is known.
+    """
+    if encrypted and store.cipher is None:
+        why = "is encrypted: give the encryption_key that it was made with"
+    elif not encrypted and store.cipher is not None:
+        why = "was made without encryption_key: give none, or another path"
+    elif store.cipher is not None and check and not store.cipher.checks(check):
+        why = "was made with another encryption_key: give that one, or another path"
+    else:
+        return
+    raise ConfigError(f"{store.path} {why}")
+
+
+def _key_check(header: fmt.Header | None, cipher: Cipher | None) -> bytes:
+    if cipher is None:
+        return b""
+    return header.key_check if header is not None else cipher.new_check()
 
 
 def _read_records(records: SlotFiles) -> fmt.RecordTable:

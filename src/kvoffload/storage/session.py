@@ -9,6 +9,7 @@ from collections.abc import Callable, Sequence
 from concurrent.futures import Future
 from contextlib import suppress
 from dataclasses import dataclass, replace
+from enum import Enum
 from functools import partial
 from typing import TypeVar
 
@@ -44,6 +45,15 @@ class Limits:
     sync_always: bool
 
 
+class Role(Enum):
+    """What a call does to its slots."""
+
+    READ = "read"
+    WRITE = "write"
+    ERASE = "erase"
+    OTHER = "other"
+
+
 class Session:
     """What a tier holds from `open` to `close`: threads, and the files that they work on.
 
@@ -77,8 +87,8 @@ class Session:
         self._store: Store | None = None
         self._blocks: Blocks | None = None
         self._space: Space | None = None
-        # Calls that nobody waits for any more, with their slots.
-        self._drifting: dict[Call, frozenset[int]] = {}
+        # Calls that nobody waits for any more, with their slots and what they do to them.
+        self._drifting: dict[Call, tuple[frozenset[int], Role]] = {}
         self._waiters: list[Future[None]] = []
 
     # On the event loop
@@ -88,30 +98,30 @@ class Session:
         work: Callable[[Call], _T],
         *,
         slots: Sequence[int] = (),
-        urgent: bool = False,
+        role: Role = Role.OTHER,
     ) -> _T:
         """Make a call on the threads; it goes on when this is cancelled.
 
         Args:
             work: What to do.
             slots: Slots that it reads or changes.
-            urgent: It only reads, and goes ahead of others that wait for a thread.
+            role: What it does to them; reads go ahead of others that wait for a thread.
 
         Raises:
             TimeoutError: A file operation took too long.
         """
         if self._drifting:
-            await self._wait_for_drifting(slots, urgent)
-        call = Call(self.threads, urgent=urgent)
+            await self._wait_for_drifting(slots, role)
+        call = Call(self.threads, urgent=role is Role.READ)
         timer = Timer(call, self._limits.io_timeout_s)
         try:
             return await wrap(partial(work, call))(executor=call)
         except asyncio.CancelledError:
-            self._let_drift(call, slots)
+            self._let_drift(call, slots, role)
             raise
         except TimeoutError:
             if call.given_up:
-                self._let_drift(call, slots)
+                self._let_drift(call, slots, role)
             raise
         finally:
             timer.stop()
@@ -120,6 +130,17 @@ class Session:
     def stuck_calls(self) -> int:
         """Calls that took too long, and whose threads are not back."""
         return sum(call.given_up for call in list(self._drifting))
+
+    async def let_go(self) -> None:
+        """Wait until the files are closed.
+
+        Raises:
+            TimeoutError: A call that is under way is stuck.
+        """
+        released = asyncio.wrap_future(self.when_released())
+        while not (await asyncio.wait([released], timeout=self._limits.io_timeout_s))[0]:
+            if self.stuck_calls:
+                raise TimeoutError(errno.ETIMEDOUT, "the disk does not answer")
 
     # On a thread
 
@@ -240,9 +261,9 @@ class Session:
 
     # Inside
 
-    def _let_drift(self, call: Call, slots: Sequence[int]) -> None:
+    def _let_drift(self, call: Call, slots: Sequence[int], role: Role) -> None:
         """Keep slots to a call that goes on without its caller, until its thread is back."""
-        self._drifting[call] = frozenset(slots)
+        self._drifting[call] = (frozenset(slots), role)
         loop = asyncio.get_running_loop()
 
         def tell(_: Future[None]) -> None:
@@ -251,13 +272,14 @@ class Session:
 
         call.back.add_done_callback(tell)
 
-    async def _wait_for_drifting(self, slots: Sequence[int], only_reads: bool) -> None:
+    async def _wait_for_drifting(self, slots: Sequence[int], role: Role) -> None:
         if self.stuck_calls >= self._limits.io_threads:
             raise TimeoutError(errno.ETIMEDOUT, "every thread is stuck in an earlier call")
         for call in [
             call
-            for call, theirs in self._drifting.items()
-            if not (call.back.done() or theirs.isdisjoint(slots) or (only_reads and call.urgent))
+            for call, (theirs, their_role) in self._drifting.items()
+            if not (call.back.done() or theirs.isdisjoint(slots))
+            and _collide(role, their_role, stuck=call.given_up)
         ]:
             if not call.given_up:
                 with suppress(TimeoutError):
@@ -293,6 +315,14 @@ class Session:
         assert self._store is not None
         assert self._blocks is not None
         return self._store, self._blocks
+
+
+def _collide(role: Role, drifting: Role, *, stuck: bool) -> bool:
+    """Tell whether a call for a slot must not be made while one from before has it still."""
+    if drifting is Role.READ:
+        # A second read would get stuck too; an erasure leaves the payload alone.
+        return role is Role.WRITE or (role is Role.READ and stuck)
+    return True
 
 
 class Timer:

@@ -24,10 +24,11 @@ from ..errors import (
 )
 from ..keys import MAX_KEY_BYTES
 from ..storage.breaker import Breaker
+from ..storage.cipher import MAX_PAYLOAD_BYTES, Cipher
 from ..storage.files import FileLayer
 from ..storage.os_errors import tier_error
 from ..storage.recovery import RecoveryReport, Store
-from ..storage.session import Limits, Session
+from ..storage.session import Limits, Role, Session
 from ..storage.threads import Call, WatchedFiles
 from ..types import ByteArray, Medium, StoredBlock, TierState
 from .geometry import check_geometry
@@ -66,6 +67,8 @@ class DiskTier:
         io_timeout_s: Seconds that one file operation may take; `None` for any time.
         min_free_bytes: Bytes that must stay free on the file system: no new slot is written where
             it would leave less.
+        encryption_key: 32 random bytes, to encrypt payloads and keys with AES-256-GCM; needs the
+            extra `encryption`. A directory is encrypted from its first opening on, or never.
 
     Attributes:
         file_layer: The file calls; tests replace it before `open`.
@@ -89,6 +92,7 @@ class DiskTier:
         io_threads: int | None = None,
         io_timeout_s: float | None = 30.0,
         min_free_bytes: int = 0,
+        encryption_key: bytes | None = None,
     ) -> None:
         given: object = path  # whatever the annotation says
         if not isinstance(given, str | os.PathLike) or not str(path) or "\0" in str(path):
@@ -103,6 +107,16 @@ class DiskTier:
         self._block_bytes = _check_count("block_bytes", block_bytes, 2**40)
         self._name = name
         self._direct_io = direct_io
+        self._new_cipher: Callable[[], Cipher] | None = None
+        if encryption_key is not None:
+            Cipher(encryption_key)  # a wrong one is refused now
+            key = bytes(encryption_key)
+            self._new_cipher = lambda: Cipher(key)  # where no dump of attributes shows the key
+            if block_bytes > MAX_PAYLOAD_BYTES:
+                raise ConfigError(
+                    f"with encryption_key, block_bytes is at most {MAX_PAYLOAD_BYTES}, "
+                    f"not {block_bytes}"
+                )
         self._limits = Limits(
             io_threads=_check_count("io_threads", io_threads, 256),
             io_timeout_s=io_timeout_s
@@ -203,7 +217,14 @@ class DiskTier:
         files, path = WatchedFiles(self.file_layer), self._path
 
         def store() -> Store:  # on a thread, for to make a path absolute asks the system
-            return Store(files, path.absolute(), self._block_bytes, direct_io=self._direct_io)
+            return Store(
+                files,
+                path.absolute(),
+                self._block_bytes,
+                direct_io=self._direct_io,
+                # A new one each time: two sessions must not encrypt with the same salt.
+                cipher=self._new_cipher() if self._new_cipher else None,
+            )
 
         session = self._session = Session(
             self._name,
@@ -243,15 +264,15 @@ class DiskTier:
             async with asyncio.timeout(self.close_timeout_s):
                 with self._telling("can't close in good order"):
                     if session.closing:
-                        await asyncio.wrap_future(session.when_released())
+                        await session.let_go()
                     else:
                         session.closing, session.serving = True, False
                         await session.run(partial(session.finish, tuple(order)))
-        except TierTimeoutError:
-            raise
         except TimeoutError as exc:
-            raise TierUnavailableError(
-                f"tier {self._name!r}: calls are still under way after {self.close_timeout_s} s; "
+            kind = TierTimeoutError if isinstance(exc, TierTimeoutError) else TierUnavailableError
+            why = exc.__cause__ or f"close_timeout_s={self.close_timeout_s:g} are over"
+            raise kind(
+                f"tier {self._name!r}: calls are still under way ({why}); "
                 f"{self._path} stays locked until they end",
                 tier=self._name,
             ) from exc
@@ -285,7 +306,7 @@ class DiskTier:
             session,
             lambda outcomes, call: session.read(checked, buffers, outcomes, call),
             checked,
-            urgent=True,
+            Role.READ,
         )
         return self._tell(checked, outcomes, "can't read slot", payload=True)
 
@@ -328,6 +349,7 @@ class DiskTier:
                 checked, views, tuple(keys), sequence, outcomes, call
             ),
             checked,
+            Role.WRITE,
         )
         if any(isinstance(outcome, TimeoutError) for outcome in outcomes):
             self.write_breaker.failed()
@@ -349,7 +371,10 @@ class DiskTier:
             return
         with self._telling("can't make sure that erased blocks stay so"):
             outcomes = await self._outcomes(
-                session, lambda outcomes, call: session.erase(checked, outcomes, call), checked
+                session,
+                lambda outcomes, call: session.erase(checked, outcomes, call),
+                checked,
+                Role.ERASE,
             )
         failed = {slot: error for slot, error in zip(checked, outcomes, strict=True) if error}
         for error in failed.values():
@@ -372,13 +397,12 @@ class DiskTier:
         session: Session,
         work: Callable[[list[OSError | None], Call], None],
         slots: list[int],
-        *,
-        urgent: bool = False,
+        role: Role,
     ) -> list[OSError | None]:
         """Run a call that finds one outcome a slot; those that it doesn't get to took too long."""
         outcomes: list[OSError | None] = [_UNKNOWN] * len(slots)
         try:
-            await session.run(partial(work, outcomes), slots=slots, urgent=urgent)
+            await session.run(partial(work, outcomes), slots=slots, role=role)
         except TimeoutError as exc:
             return [exc if outcome is _UNKNOWN else outcome for outcome in list(outcomes)]
         return outcomes
