@@ -54,12 +54,24 @@ _RECORD_DTYPE = np.dtype(
     {
         "names": [
             *("magic", "version", "key_length", "slot", "sequence"),
-            *("block_bytes", "size", "payload_checksum", "flags", "checksum"),
+            *("block_bytes", "size", "payload_checksum", "flags"),
+            *("sealed_key", "salt", "tag", "checksum"),
         ],
-        "formats": ["<u8", "<u4", "<u4", "<u8", "<u8", "<u8", "<u8", "<u8", "<u4", "<u8"],
-        "offsets": [0, 8, 12, 16, 24, 32, 40, 48, 56, _CHECKED_BYTES],
+        "formats": [
+            *("<u8", "<u4", "<u4", "<u8", "<u8"),
+            *("<u8", "<u8", "<u8", "<u4"),
+            *("V272", "V16", "V16", "<u8"),
+        ],
+        "offsets": [0, 8, 12, 16, 24, 32, 40, 48, 56, 64, 336, 352, _CHECKED_BYTES],
         "itemsize": SECTOR_BYTES,
     }
+)
+_SEAL_DTYPE = np.dtype([("sealed", "?"), ("key", "V272"), ("salt", "V16"), ("tag", "V16")])
+_ABOUT_DTYPE = np.dtype(
+    [
+        *[(name, "<u8") for name in ("sequence", "block_bytes", "size", "payload_checksum")],
+        ("tag", "V16"),
+    ]
 )
 _RECORD_MAGIC_INT = int.from_bytes(_RECORD_MAGIC, "little")
 _ORDER = struct.Struct("<8sIIQQ")
@@ -156,7 +168,7 @@ class RecordTable:
         payload_checksums: Their payloads' checksums.
         block_bytes: Bytes of a slot, as each record says.
         keys: Their keys; empty where they are sealed.
-        seals: Their seals.
+        seals: Their seals, a row each; no rows at all where none is sealed.
         damaged: Slots whose bytes are neither blank nor a good record.
         versions: Other format versions than ours that intact records have.
     """
@@ -167,7 +179,7 @@ class RecordTable:
     payload_checksums: Words
     block_bytes: Slots
     keys: list[bytes]
-    seals: list[Seal | None]
+    seals: NDArray[np.void]
     damaged: Slots
     versions: frozenset[int]
 
@@ -180,8 +192,33 @@ class RecordTable:
             int(self.sizes[row]),
             int(self.payload_checksums[row]),
             self.keys[row],
-            self.seals[row],
+            self._seal(row),
         )
+
+    @property
+    def sealed(self) -> NDArray[np.bool_]:
+        """Which of the records are sealed."""
+        if not len(self.seals):
+            return np.zeros(len(self.slots), np.bool_)
+        sealed: NDArray[np.bool_] = self.seals["sealed"]
+        return sealed
+
+    def abouts(self) -> list[bytes]:
+        """Return `about_record` of each, all of them sealed."""
+        columns = np.empty(len(self.slots), _ABOUT_DTYPE)
+        columns["sequence"] = self.sequences
+        columns["block_bytes"] = self.block_bytes
+        columns["size"] = self.sizes
+        columns["payload_checksum"] = self.payload_checksums
+        columns["tag"] = self.seals["tag"]
+        data = columns.tobytes()
+        return [data[at : at + _ABOUT.size] for at in range(0, len(data), _ABOUT.size)]
+
+    def _seal(self, row: int) -> Seal | None:
+        if not self.sealed[row]:
+            return None
+        seal = self.seals[row]
+        return Seal(seal["key"].tobytes(), seal["salt"].tobytes(), seal["tag"].tobytes())
 
     def only(self, rows: Slots, keys: list[bytes]) -> RecordTable:
         """Return these rows, with their keys; the others are damaged."""
@@ -192,7 +229,7 @@ class RecordTable:
             self.payload_checksums[rows],
             self.block_bytes[rows],
             keys,
-            [self.seals[row] for row in rows.tolist()],
+            self.seals[rows] if len(self.seals) else self.seals,
             np.union1d(self.damaged, np.delete(self.slots, rows)),
             self.versions,
         )
@@ -331,10 +368,7 @@ def parse_records(data: bytes | bytearray | memoryview, first_slot: int = 0) -> 
         taken["payload_checksum"].astype(np.uint64),
         taken["block_bytes"].astype(np.int64),
         [bytes(view[at : at + n]) for at, n in zip(starts, lengths, strict=True)],
-        [
-            Seal(*_SEAL.unpack_from(view, at)) if sealed else None
-            for at, sealed in zip(starts, is_sealed, strict=True)
-        ],
+        _seals(taken) if any(is_sealed) else np.empty(0, _SEAL_DTYPE),
         bad + first_slot,
         frozenset(int(version) for version in foreign if version != FORMAT_VERSION),
     )
@@ -350,7 +384,7 @@ def join_tables(tables: Iterable[RecordTable]) -> RecordTable:
         np.concatenate([part.payload_checksums for part in parts]),
         np.concatenate([part.block_bytes for part in parts]),
         [key for part in parts for key in part.keys],
-        [seal for part in parts for seal in part.seals],
+        _join_seals(parts),
         np.concatenate([part.damaged for part in parts]),
         frozenset().union(*(part.versions for part in parts)),
     )
@@ -397,6 +431,24 @@ def parse_order(data: bytes | bytearray | memoryview, generation: int) -> Slots 
     if checksum(view[:end]) != _CHECKSUM.unpack_from(view, end)[0]:
         return None
     return np.frombuffer(view, "<u4", count, _ORDER.size).astype(np.int64)
+
+
+def _seals(rows: NDArray[np.void]) -> NDArray[np.void]:
+    seals = np.empty(len(rows), _SEAL_DTYPE)
+    seals["sealed"] = rows["flags"] & _SEALED
+    seals["key"] = rows["sealed_key"]
+    seals["salt"] = rows["salt"]
+    seals["tag"] = rows["tag"]
+    return seals
+
+
+def _join_seals(parts: Sequence[RecordTable]) -> NDArray[np.void]:
+    if not any(len(part.seals) for part in parts):
+        return parts[0].seals
+    blank = np.zeros(1, _SEAL_DTYPE)
+    return np.concatenate(
+        [part.seals if len(part.seals) else np.repeat(blank, len(part.slots)) for part in parts]
+    )
 
 
 def _finish(fields: bytes) -> bytes:

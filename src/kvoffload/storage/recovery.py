@@ -203,7 +203,7 @@ def recover(store: Store, num_blocks: int) -> Recovered:
             raise _mismatch(store.path, "format version", min(table.versions), fmt.FORMAT_VERSION)
     cipher = store.cipher
     if header is None and len(table.slots):
-        _check_key(store, encrypted=any(table.seals))
+        _check_key(store, encrypted=bool(table.sealed.any()))
     if cipher is not None:
         num_records = len(table.slots)
         table = unseal(cipher, table)
@@ -275,8 +275,8 @@ def recover(store: Store, num_blocks: int) -> Recovered:
     vault: Vault | None = None
     if cipher is not None:
         vault = Vault(cipher, num_blocks, store.block_bytes)
-        for row, slot in zip(kept.tolist(), slots.tolist(), strict=True):
-            vault.note(replace(table.record(row), slot=slot))
+        if len(kept):
+            vault.note_all(table, kept, slots)
     blocks = Blocks(slabs, records, catalog, block_bytes=store.block_bytes, vault=vault)
     return Recovered(found, blocks, new_header, report)
 

@@ -226,7 +226,9 @@ class SlotFiles:
         through: list[int] = []
         if self.direct:
             through = [position for position in order if not _is_aligned(buffers[position])]
-            if through:
+            if 2 * len(through) > len(order):
+                through, order = list(order), []  # not to tear neighbours apart for a few
+            elif through:
                 copied = set(through)
                 order = [position for position in order if position not in copied]
         sizes = list(map(len, buffers))

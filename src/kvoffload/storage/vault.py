@@ -10,7 +10,7 @@ import numpy as np
 from ..aligned import aligned_empty
 from ..types import ByteArray
 from . import format as fmt
-from .cipher import TAG_BYTES, Cipher
+from .cipher import SALT_BYTES, SEALED_KEY_BYTES, TAG_BYTES, Cipher
 
 
 class Vault:
@@ -40,6 +40,19 @@ class Vault:
         self._sessions[record.slot] = number
         self._sequences[record.slot] = record.sequence
         self._tags[record.slot] = np.frombuffer(seal.tag, np.uint8)
+
+    def note_all(self, table: fmt.RecordTable, rows: fmt.Slots, slots: fmt.Slots) -> None:
+        """Do the same for rows of a table whose payloads lie in these slots."""
+        seals = table.seals[rows]
+        salts, numbers = np.unique(seals["salt"], return_inverse=True)
+        known = []
+        for salt in map(bytes, salts.tolist()):
+            known.append(self._numbers.setdefault(salt, len(self._salts)))
+            if known[-1] == len(self._salts):
+                self._salts.append(salt)
+        self._sessions[slots] = np.array(known, np.int32)[numbers]
+        self._sequences[slots] = table.sequences[rows]
+        self._tags[slots] = np.frombuffer(seals["tag"].tobytes(), np.uint8).reshape(-1, TAG_BYTES)
 
     def scratch(self, size: int) -> ByteArray:
         """Return aligned memory, this thread's own."""
@@ -76,15 +89,21 @@ def unseal(cipher: Cipher, table: fmt.RecordTable) -> fmt.RecordTable:
 
     One that is not sealed is none of ours.
     """
-    rows: list[int] = []
-    keys: list[bytes] = []
-    for row, seal in enumerate(table.seals):
-        if seal is None:
-            continue
-        record = table.record(row)
-        about = fmt.about_record(record, seal.tag)
-        key = cipher.open_key(seal.salt, record.sequence, about, seal.key)
-        if key is not None:
-            rows.append(row)
-            keys.append(key)
-    return table.only(np.array(rows, dtype=np.int64), keys)
+    sealed = np.flatnonzero(table.sealed)
+    ours = table.only(sealed, [table.keys[row] for row in sealed.tolist()])
+    if not len(sealed):
+        return ours
+    salts, sealed_keys = ours.seals["salt"].tobytes(), ours.seals["key"].tobytes()
+    opened = [
+        cipher.open_key(
+            salts[SALT_BYTES * row : SALT_BYTES * (row + 1)],
+            sequence,
+            about,
+            sealed_keys[SEALED_KEY_BYTES * row : SEALED_KEY_BYTES * (row + 1)],
+        )
+        for row, (sequence, about) in enumerate(
+            zip(ours.sequences.tolist(), ours.abouts(), strict=True)
+        )
+    ]
+    good = np.array([row for row, key in enumerate(opened) if key is not None], dtype=np.int64)
+    return ours.only(good, [key for key in opened if key is not None])
