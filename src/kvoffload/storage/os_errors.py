@@ -38,9 +38,9 @@ def naming(path: Path) -> Iterator[None]:
         raise
 
 
-def is_missing(exc: OSError | None) -> bool:
-    """Tell whether bytes are not there, rather than not readable."""
-    return exc is not None and exc.errno in (errno.ENOENT, errno.ENODATA)
+def is_lost(exc: OSError | None) -> bool:
+    """Tell whether bytes are gone for good: not there, or where the disk can't read."""
+    return exc is not None and exc.errno in (errno.ENOENT, errno.ENODATA, errno.EIO)
 
 
 def raise_first(outcomes: list[OSError | None]) -> None:

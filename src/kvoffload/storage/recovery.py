@@ -23,7 +23,7 @@ from .blocks import Blocks, Catalog
 from .cipher import Cipher
 from .directory import DirectoryLock
 from .files import FileLayer
-from .os_errors import is_missing, raise_first
+from .os_errors import is_lost, raise_first
 from .slabs import SlotFiles, takes_direct_io
 from .vault import Vault, unseal
 
@@ -139,8 +139,11 @@ class Store:
         """
         copies = [bytearray(fmt.SECTOR_BYTES) for _ in range(2)]
         outcomes = self._headers.read([0, 1], [memoryview(copy) for copy in copies])
-        raise_first([None if is_missing(error) else error for error in outcomes])
-        headers = [fmt.parse_header(copy) for copy in copies]
+        raise_first([None if is_lost(error) else error for error in outcomes])
+        headers = [
+            fmt.parse_header(copy) if outcome is None else None
+            for copy, outcome in zip(copies, outcomes, strict=True)
+        ]
         for header in headers:
             if header is not None and header.version != fmt.FORMAT_VERSION:
                 raise _mismatch(self.path, "format version", header.version, fmt.FORMAT_VERSION)
@@ -159,7 +162,13 @@ class Store:
         """Return the slots coldest first as they were at a clean close, if that is known."""
         size = self._order.extents().get(0, 0)
         data = memoryview(bytearray(size))
-        return fmt.parse_order(data[: self._order.read_span(0, data) if size else 0], generation)
+        try:
+            done = self._order.read_span(0, data) if size else 0
+        except OSError as exc:
+            if not is_lost(exc):
+                raise
+            return None
+        return fmt.parse_order(data[:done], generation)
 
     def write_clean(self, header: fmt.Header, order: Sequence[int]) -> None:
         """Sync everything, then say in the header that it is, and in which order the slots are."""

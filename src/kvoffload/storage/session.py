@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import errno
 import logging
+import os
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future
 from contextlib import suppress
@@ -33,13 +34,13 @@ class Limits:
     """What a session may take, and for how long.
 
     Attributes:
-        io_threads: Most calls at once.
+        io_threads: Most calls at once; `None` for what suits the way of doing I/O.
         io_timeout_s: Seconds that a file operation may take; `None` for any time.
         min_free_bytes: What must stay free on the file system.
         sync_always: Make everything durable before a call returns.
     """
 
-    io_threads: int
+    io_threads: int | None
     io_timeout_s: float | None
     min_free_bytes: int
     sync_always: bool
@@ -76,7 +77,7 @@ class Session:
         self.released = False
         self.report: RecoveryReport | None = None
         self.next_sequence = 0
-        self.threads = Threads(limits.io_threads, tier, self.abandon)
+        self.threads = Threads(limits.io_threads or default_threads(), tier, self.abandon)
         self.direct = False
         self._tier = tier
         self._make_store = store
@@ -150,6 +151,9 @@ class Session:
             store = self._store = self._make_store()
             store.lock.acquire(self._tier)
             store.choose_io()
+            self.direct = store.slabs.direct
+            if self._limits.io_threads is None:
+                self.threads.most = default_threads(direct=self.direct)
             recovered = recover(store, num_blocks)
             self._space = Space(
                 store.layer,
@@ -165,7 +169,6 @@ class Session:
         self._blocks, self._header = recovered.blocks, recovered.header
         self.next_sequence = recovered.header.next_sequence
         self.report = recovered.report
-        self.direct = store.slabs.direct
         return recovered.found
 
     def read(
@@ -273,7 +276,7 @@ class Session:
         call.back.add_done_callback(tell)
 
     async def _wait_for_drifting(self, slots: Sequence[int], role: Role) -> None:
-        if self.stuck_calls >= self._limits.io_threads:
+        if self.stuck_calls >= self.threads.most:
             raise TimeoutError(errno.ETIMEDOUT, "every thread is stuck in an earlier call")
         for call in [
             call
@@ -315,6 +318,15 @@ class Session:
         assert self._store is not None
         assert self._blocks is not None
         return self._store, self._blocks
+
+
+def default_threads(*, direct: bool = False) -> int:
+    """Return how many threads suit buffered or direct I/O.
+
+    With direct I/O they wait for the disk and leave the processor to others; else they copy, and
+    more than there are cores hold the event loop up.
+    """
+    return 4 if direct else min(4, os.cpu_count() or 1)
 
 
 def _collide(role: Role, drifting: Role, *, stuck: bool) -> bool:

@@ -152,12 +152,16 @@ class Threads:
     """A bounded number of daemon threads, which know how many calls are under way.
 
     Daemons, so that one that is stuck in the kernel doesn't keep the interpreter from ending.
+
+    Attributes:
+        most: How many threads there may be.
+        last_sign: When any of the calls last showed a sign of life.
     """
 
     def __init__(self, num_threads: int, name: str, on_idle: Callable[[], None]) -> None:
         """Take the most threads, a name for them, and what the last call does on leaving."""
         self.last_sign = monotonic()
-        self._most = num_threads
+        self.most = num_threads
         self._name = f"kvoffload-{name}"
         self._on_idle = on_idle
         self._queue: deque[Call] = deque()
@@ -257,7 +261,7 @@ class Threads:
         """Return how many helpers would find a thread at once."""
         with self._work_came:
             queued = len(self._queue) + len(self._urgent) + len(self._helpers)
-            spare = self._idle + self._most - self._workers - queued
+            spare = self._idle + self.most - self._workers - queued
         return max(0, min(wanted, spare))
 
     def _dismiss(self, helper: Helper) -> bool:
@@ -272,7 +276,7 @@ class Threads:
     def _wake(self) -> None:
         queued = len(self._queue) + len(self._urgent) + len(self._helpers)
         self._work_came.notify(queued)
-        for _ in range(min(queued - self._idle, self._most - self._workers)):
+        for _ in range(min(queued - self._idle, self.most - self._workers)):
             threading.Thread(target=self._work, name=self._name, daemon=True).start()
             self._workers += 1
 

@@ -63,7 +63,8 @@ class DiskTier:
             above: `"auto"` where the file system takes it and slots are multiples of 4096 bytes
             (blocks of 32 KiB and more have such slots); `"on"`, or an error from `open`; `"off"`.
             Buffers at addresses and of sizes that are multiples of 4096 save a copy.
-        io_threads: Most calls at once; 4, or the number of cores if that is less.
+        io_threads: Most calls at once; by default 4, or the number of cores if that is less and
+            I/O goes through the page cache.
         io_timeout_s: Seconds that one file operation may take; `None` for any time.
         min_free_bytes: Bytes that must stay free on the file system: no new slot is written where
             it would leave less.
@@ -100,8 +101,6 @@ class DiskTier:
         check_geometry(num_blocks, block_bytes, name)
         _check_choice("fsync", fsync, ("flush", "always"))
         _check_choice("direct_io", direct_io, ("auto", "on", "off"))
-        if io_threads is None:
-            io_threads = min(4, os.cpu_count() or 1)
         self._path = Path(path)
         self._num_blocks = _check_count("num_blocks", num_blocks, 2**32 - 1)
         self._block_bytes = _check_count("block_bytes", block_bytes, 2**40)
@@ -118,7 +117,7 @@ class DiskTier:
                     f"not {block_bytes}"
                 )
         self._limits = Limits(
-            io_threads=_check_count("io_threads", io_threads, 256),
+            io_threads=None if io_threads is None else _check_count("io_threads", io_threads, 256),
             io_timeout_s=io_timeout_s
             and check_seconds("io_timeout_s", io_timeout_s, positive=True),
             min_free_bytes=check_count("min_free_bytes", min_free_bytes, least=0),
