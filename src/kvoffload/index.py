@@ -245,7 +245,7 @@ class Index:
         waiting: Sequence[int] = range(len(keys))
         capacity = 0
         for level in self.levels:
-            capacity += level.slots.capacity
+            capacity += level.slots.capacity - level.slots.useless
             if not waiting:
                 break
             offered = [keys[number] for number in waiting]

@@ -246,6 +246,7 @@ class Storing:
                 for entry in spaceless:
                     self._index.levels[entry.level].slots.give_back([entry.slot])
                     entry.slot = -1
+                named.add([entry.key for entry in outcome.stored])
                 plan = self._plan(spaceless, outcome.evicted, named)
         finally:
             # Whatever got no further: abandoned, cut off by a hard close, or failed.
