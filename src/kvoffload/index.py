@@ -518,7 +518,7 @@ class Index:
             assert level.stuck == sum(entry.pin_count > 0 for entry in home)
             sizes = [entry.size for entry in [*home, *level.copies.values()]]
             assert level.bytes == sum(sizes)
-            assert slots.free + slots.in_use + slots.retired == slots.capacity
+            assert slots.free + slots.in_use + slots.retired + slots.useless == slots.capacity
             assert len(seen[level.number]) <= slots.in_use
 
     # Inside

@@ -86,6 +86,15 @@ class FileLayer:
         """Set the bytes of a file; more is a hole."""
         os.ftruncate(fd, size)
 
+    def reserve(self, fd: int, size: int) -> None:
+        """Give a file the space for so many of its bytes, where the file system can do that."""
+        if hasattr(os, "posix_fallocate"):
+            try:
+                os.posix_fallocate(fd, 0, size)
+            except OSError as exc:
+                if exc.errno not in (errno.EINVAL, errno.EOPNOTSUPP):
+                    raise
+
     def sync(self, fd: int, *, names: bool = False) -> None:
         """Make a file's bytes and length, or the `names` in a directory, survive a power loss."""
         # macOS has no fdatasync; and names are metadata, which fdatasync may leave out.

@@ -43,6 +43,11 @@ def is_lost(exc: OSError | None) -> bool:
     return exc is not None and exc.errno in (errno.ENOENT, errno.ENODATA, errno.EIO)
 
 
+def is_full(exc: OSError | None) -> bool:
+    """Tell whether there was no space for something."""
+    return exc is not None and exc.errno in (errno.ENOSPC, errno.EDQUOT)
+
+
 def raise_first(outcomes: list[OSError | None]) -> None:
     """Raise the first error among outcomes, if there is one."""
     for outcome in outcomes:

@@ -23,7 +23,7 @@ from .blocks import Blocks, Catalog
 from .cipher import Cipher
 from .directory import DirectoryLock
 from .files import FileLayer
-from .os_errors import is_lost, raise_first
+from .os_errors import is_full, is_lost, raise_first
 from .slabs import SlotFiles, takes_direct_io
 from .vault import Vault, unseal
 
@@ -58,6 +58,33 @@ class RecoveryReport:
     duplicates: int = 0
     dropped: int = 0
     header_rebuilt: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class Survey:
+    """What a directory says, before anything in it is changed.
+
+    Attributes:
+        header: The newer good copy of the header; `None` if neither is good.
+        good_headers: Copies that are good.
+        found_any: Something is there, good or damaged.
+        clean: Closed in good order, or new.
+        table: Good records, with their keys; without, where they are sealed and there is no key.
+        whole: Which of them have slots of the store's size and their whole payload.
+        blocks: Rows of the blocks, coldest first.
+        in_order_of_use: Not of writing.
+        duplicates: Older copies among what is whole.
+    """
+
+    header: fmt.Header | None
+    good_headers: int
+    found_any: bool
+    clean: bool
+    table: fmt.RecordTable
+    whole: NDArray[np.bool_]
+    blocks: fmt.Slots
+    in_order_of_use: bool
+    duplicates: int
 
 
 @dataclass(frozen=True, slots=True)
@@ -131,8 +158,8 @@ class Store:
             )
             raise ConfigError(f"direct_io='on' can't be had: {why}; choose 'auto' or 'off'")
 
-    def read_header(self) -> tuple[fmt.Header | None, bool]:
-        """Return the newer good copy of the header, and whether there was any copy at all.
+    def read_header(self) -> tuple[fmt.Header | None, int, bool]:
+        """Return the newer good copy of the header, how many are good, and if any was there.
 
         Raises:
             ConfigError: It has another format version.
@@ -146,10 +173,11 @@ class Store:
         ]
         for header in headers:
             if header is not None and header.version != fmt.FORMAT_VERSION:
-                raise _mismatch(self.path, "format version", header.version, fmt.FORMAT_VERSION)
+                raise _other_version(self.path, header.version)
         generations = [-1 if header is None else header.generation for header in headers]
         self._older_copy = 0 if generations[0] <= generations[1] else 1
-        return headers[1 - self._older_copy], any(map(any, copies))
+        good = sum(header is not None for header in headers)
+        return headers[1 - self._older_copy], good, any(map(any, copies))
 
     def write_header(self, header: fmt.Header) -> None:
         """Write both copies, the older first, each to the disk before the next is touched."""
@@ -173,8 +201,14 @@ class Store:
     def write_clean(self, header: fmt.Header, order: Sequence[int]) -> None:
         """Sync everything, then say in the header that it is, and in which order the slots are."""
         self.sync()
-        raise_first(self._order.write([0], [memoryview(fmt.pack_order(order, header.generation))]))
-        self._order.sync()
+        data = memoryview(fmt.pack_order(order, header.generation))
+        try:
+            raise_first(self._order.write([0], [data]))
+            self._order.sync()
+        except OSError as exc:
+            if not is_full(exc):
+                raise
+            _log.warning("%s: no space to keep the order of use", self.path)
         self.write_header(replace(header, clean=True))
 
     def sync(self) -> None:
@@ -189,30 +223,35 @@ class Store:
         self.lock.release()
 
 
-def recover(store: Store, num_blocks: int) -> Recovered:
-    """Find the blocks in a locked directory and make it ready for use, as one not closed yet.
+def survey(store: Store, *, keyless: bool = False) -> Survey:
+    """Find the blocks in a directory; nothing is changed.
+
+    Args:
+        store: The directory.
+        keyless: Take sealed records as they are, each for a block of its own.
 
     Raises:
-        ConfigError: It was made with another size of slots or format; nothing was changed.
+        ConfigError: It was made with another size of slots, format or key.
         OSError: The operating system refused.
     """
-    slabs, records = store.slabs, store.records
-    header, any_copy = store.read_header()
+    slabs, records, cipher = store.slabs, store.records, store.cipher
+    header, good_headers, any_copy = store.read_header()
     if header is not None and header.block_bytes != store.block_bytes:
         raise _mismatch(store.path, "block_bytes", header.block_bytes, store.block_bytes)
-    if header is not None:
-        _check_key(store, encrypted=bool(header.key_check), check=header.key_check)
-    table = _read_records(records)
+    encrypted = header is not None and bool(header.key_check)
+    if header is not None and not keyless:
+        _check_key(store, encrypted=encrypted, check=header.key_check)
+    table = read_records(records)
     ours = table.block_bytes == store.block_bytes
     if header is None:
         # Then the records alone say what this is.
         if len(ours) and not ours.any():
             raise _mismatch(store.path, "block_bytes", int(table.block_bytes[0]), store.block_bytes)
         if table.versions and not len(ours):
-            raise _mismatch(store.path, "format version", min(table.versions), fmt.FORMAT_VERSION)
-    cipher = store.cipher
-    if header is None and len(table.slots):
-        _check_key(store, encrypted=bool(table.sealed.any()))
+            raise _other_version(store.path, min(table.versions))
+        encrypted = bool(table.sealed.any())
+        if len(table.slots) and not keyless:
+            _check_key(store, encrypted=encrypted)
     if cipher is not None:
         num_records = len(table.slots)
         table = unseal(cipher, table)
@@ -221,7 +260,8 @@ def recover(store: Store, num_blocks: int) -> Recovered:
                 f"{store.path} holds no block that encryption_key opens: give the one that it was "
                 "made with, or another path"
             )
-        ours = table.block_bytes == store.block_bytes
+    else:
+        table = _alike(table, sealed=encrypted)
     found_any = any_copy or bool(len(table.slots) or len(table.damaged))
     clean = not found_any
     if header is not None:
@@ -230,9 +270,35 @@ def recover(store: Store, num_blocks: int) -> Recovered:
         clean = header.clean and num_records >= header.num_blocks
     order = store.read_order(header.generation) if header is not None and clean else None
 
+    ours = table.block_bytes == store.block_bytes
     whole = ours & _payload_is_there(table, slabs)
-    newest, num_duplicates = fmt.newest_of_each(table, np.flatnonzero(whole))
-    ordered = fmt.coldest_first(table, newest, order)
+    newest, num_duplicates = np.flatnonzero(whole), 0
+    if cipher is not None or not encrypted:
+        newest, num_duplicates = fmt.newest_of_each(table, newest)
+    return Survey(
+        header=header,
+        good_headers=good_headers,
+        found_any=found_any,
+        clean=clean,
+        table=table,
+        whole=whole,
+        blocks=fmt.coldest_first(table, newest, order),
+        in_order_of_use=order is not None,
+        duplicates=num_duplicates,
+    )
+
+
+def recover(store: Store, num_blocks: int) -> Recovered:
+    """Find the blocks in a locked directory and make it ready for use, as one not closed yet.
+
+    Raises:
+        ConfigError: It was made with another size of slots or format; nothing was changed.
+        OSError: The operating system refused.
+    """
+    slabs, records, cipher = store.slabs, store.records, store.cipher
+    found = survey(store)
+    header, clean, table, whole = found.header, found.clean, found.table, found.whole
+    ordered = found.blocks
     kept = ordered[max(0, len(ordered) - num_blocks) :]
 
     next_sequence = max(
@@ -257,6 +323,7 @@ def recover(store: Store, num_blocks: int) -> Recovered:
     raise_first(records.write(gone.tolist(), [memoryview(fmt.BLANK_RECORD)] * len(gone)))
     slots, lost = _move_down(table, kept, num_blocks, store)
     records.truncate(num_blocks, extend=True)
+    records.reserve(num_blocks)  # or payloads would take the space of their own records
     slabs.truncate(num_blocks)
     records.sync()
 
@@ -264,17 +331,17 @@ def recover(store: Store, num_blocks: int) -> Recovered:
         clean=clean,
         blocks=int((~lost).sum()),
         damaged=len(table.damaged) + int((~whole).sum()) + int(lost.sum()),
-        duplicates=num_duplicates,
+        duplicates=found.duplicates,
         dropped=len(ordered) - len(kept),
-        header_rebuilt=found_any and header is None,
+        header_rebuilt=found.found_any and header is None,
     )
-    _tell(store.path, report, ordered=order is not None)
+    _tell(store.path, report, ordered=found.in_order_of_use)
     kept, slots = kept[~lost], slots[~lost]
     sizes = np.full(num_blocks, -1, dtype=np.int64)
     checksums = np.zeros(num_blocks, dtype=np.uint64)
     sizes[slots] = table.sizes[kept]
     checksums[slots] = table.payload_checksums[kept]
-    found = [
+    stored = [
         StoredBlock(table.keys[row], slot, size)
         for row, slot, size in zip(
             kept.tolist(), slots.tolist(), table.sizes[kept].tolist(), strict=True
@@ -287,7 +354,7 @@ def recover(store: Store, num_blocks: int) -> Recovered:
         if len(kept):
             vault.note_all(table, kept, slots)
     blocks = Blocks(slabs, records, catalog, block_bytes=store.block_bytes, vault=vault)
-    return Recovered(found, blocks, new_header, report)
+    return Recovered(stored, blocks, new_header, report)
 
 
 def _check_key(store: Store, *, encrypted: bool, check: bytes = b"") -> None:
@@ -315,7 +382,21 @@ def _key_check(header: fmt.Header | None, cipher: Cipher | None) -> bytes:
     return header.key_check if header is not None else cipher.new_check()
 
 
-def _read_records(records: SlotFiles) -> fmt.RecordTable:
+def _alike(table: fmt.RecordTable, *, sealed: bool) -> fmt.RecordTable:
+    """Return the records that are sealed, or those that are not; the others are damaged."""
+    alike = table.sealed == sealed
+    if alike.all():
+        return table
+    rows = np.flatnonzero(alike)
+    return table.only(rows, [table.keys[row] for row in rows.tolist()])
+
+
+def read_records(records: SlotFiles) -> fmt.RecordTable:
+    """Read the whole file; what the disk can't read is damaged.
+
+    Raises:
+        OSError: The operating system refused for another reason.
+    """
     num_slots = -(-records.extents().get(0, 0) // fmt.SECTOR_BYTES)
     tables = [fmt.parse_records(b"")]
     errors: list[OSError] = []
@@ -370,6 +451,7 @@ def _move_down(
     lost = np.zeros(len(rows), dtype=np.bool_)
     outside = np.flatnonzero(slots >= num_blocks)
     free = np.setdiff1d(np.arange(num_blocks), slots)[: len(outside)]
+    moved: dict[int, memoryview] = {}
     for at, slot in zip(outside.tolist(), free.tolist(), strict=True):
         record = table.record(int(rows[at]))
         payload = memoryview(bytearray(record.size))
@@ -377,11 +459,12 @@ def _move_down(
         if error is not None or fmt.checksum(payload) != record.payload_checksum:
             lost[at] = True
             continue
-        moved = memoryview(fmt.pack_record(replace(record, slot=slot)))
         raise_first(store.slabs.write([slot], [payload]))
-        raise_first(store.records.write([slot], [moved]))
+        moved[slot] = memoryview(fmt.pack_record(replace(record, slot=slot)))
         slots[at] = slot
     if len(outside):
+        store.slabs.sync()  # else, after a power loss, a record without its payload may win
+        raise_first(store.records.write(list(moved), list(moved.values())))
         store.sync()  # before the old places go away
     return slots, lost
 
@@ -400,6 +483,14 @@ def _tell(path: Path, report: RecoveryReport, *, ordered: bool) -> None:
         report.duplicates,
         report.dropped,
         "; header rebuilt from the records" if report.header_rebuilt else "",
+    )
+
+
+def _other_version(path: Path, found: int) -> ConfigError:
+    return ConfigError(
+        f"{path} has format version {found}, and this program reads format version "
+        f"{fmt.FORMAT_VERSION}: use the release that made it, or another path, or remove the "
+        "directory"
     )
 
 

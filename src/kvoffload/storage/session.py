@@ -20,8 +20,9 @@ from ..types import StoredBlock
 from . import format as fmt
 from .blocks import Blocks
 from .breaker import Breaker
+from .os_errors import is_full
 from .recovery import RecoveryReport, Store, recover
-from .space import Space, is_full
+from .space import Space
 from .threads import Call, Threads
 
 _T = TypeVar("_T")

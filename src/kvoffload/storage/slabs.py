@@ -18,7 +18,7 @@ import numpy as np
 from ..aligned import ALIGNMENT, address_of, aligned_empty, round_up
 from ..types import ByteArray
 from .files import FileLayer
-from .os_errors import naming
+from .os_errors import is_full, naming
 from .runs import RUN_SLOTS, Transfer, filled, join_runs, move_run, new_filler
 
 MAX_OPEN_FILES = 64
@@ -169,6 +169,19 @@ class SlotFiles:
                     self._layer.truncate(fd, bound)
                     with self._lock:
                         self._dirty.add(index)
+
+    def reserve(self, num_slots: int) -> None:
+        """Give the first file its space up to this many slots, where there is that much.
+
+        Raises:
+            OSError: It failed for another reason.
+        """
+        with self._opened(0, create=True) as fd:
+            try:
+                self._layer.reserve(fd, num_slots * self.slot_bytes)
+            except OSError as exc:
+                if not is_full(exc):
+                    raise
 
     def extents(self) -> dict[int, int]:
         """Return the bytes of each file by its number.

@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 
 from .breaker import Breaker
 from .files import FileLayer
+from .os_errors import is_full
 
 
 class Space:
@@ -90,8 +91,3 @@ class Space:
             self.growth.failed()
         elif good:
             self.growth.succeeded()
-
-
-def is_full(error: OSError | None) -> bool:
-    """Tell whether there was no space for something."""
-    return error is not None and error.errno in (errno.ENOSPC, errno.EDQUOT)

@@ -1,7 +1,8 @@
 """For test suites: faults on demand, time by hand, small managers, and the contracts as tests.
 
 Clock and waiting: `ManualClock`, `eventually`. Tiers: `FaultyTier`, `CountingTier`,
-`RestartableTier`. Managers: `small_manager`, `payload_for`, `DictSource`. Cancellation:
+`RestartableTier`. The disk below a `DiskTier`, given as its `file_layer`: `FaultyFileLayer`,
+`PowerLoss`. Managers: `small_manager`, `payload_for`, `DictSource`. Cancellation:
 `cancel_everywhere`, `count_suspensions`. They need nothing but kvoffload.
 
 Contracts: `TierContract`, `PolicyContract`, `ManagerContract`, `NamespaceContract` check a tier,
@@ -20,10 +21,20 @@ from .counting_tier import CountingTier as CountingTier
 from .counting_tier import TierCall as TierCall
 from .faults import Fault as Fault
 from .faults import Hang as Hang
+from .faulty_files import FaultyFileLayer as FaultyFileLayer
 from .faulty_tier import FaultyTier as FaultyTier
+from .file_faults import FileFault as FileFault
+from .file_faults import FileHang as FileHang
 from .managers import small_manager as small_manager
 from .payloads import DictSource as DictSource
 from .payloads import payload_for as payload_for
+from .power_loss import PowerLoss as PowerLoss
+from .power_loss import Unsynced as Unsynced
+from .power_loss import keep_all as keep_all
+from .power_loss import keep_changes as keep_changes
+from .power_loss import keep_nothing as keep_nothing
+from .power_loss import keep_only as keep_only
+from .power_loss import keep_sectors as keep_sectors
 from .restartable_tier import RestartableTier as RestartableTier
 
 if TYPE_CHECKING:
@@ -36,18 +47,28 @@ __all__ = (
     "CountingTier",
     "DictSource",
     "Fault",
+    "FaultyFileLayer",
     "FaultyTier",
+    "FileFault",
+    "FileHang",
     "Hang",
     "ManagerContract",
     "ManualClock",
     "NamespaceContract",
     "PolicyContract",
+    "PowerLoss",
     "RestartableTier",
     "TierCall",
     "TierContract",
+    "Unsynced",
     "cancel_everywhere",
     "count_suspensions",
     "eventually",
+    "keep_all",
+    "keep_changes",
+    "keep_nothing",
+    "keep_only",
+    "keep_sectors",
     "payload_for",
     "small_manager",
 )
