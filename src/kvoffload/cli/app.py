@@ -10,6 +10,7 @@ import typer
 
 from ..errors import OffloadError
 from . import EXIT_INTERRUPTED, EXIT_MISTAKE
+from .inspect import inspect
 from .replay import replay
 
 app = typer.Typer(
@@ -20,6 +21,7 @@ app = typer.Typer(
     context_settings={"help_option_names": ["-h", "--help"]},
 )
 app.command()(replay)
+app.command()(inspect)
 
 
 def _show_version(wanted: bool) -> None:

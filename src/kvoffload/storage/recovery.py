@@ -139,6 +139,11 @@ class Store:
         self._headers = files("header-{}", fmt.SECTOR_BYTES, 1)
         self._older_copy = 0  # of the header: the one to overwrite first
 
+    def only_read(self) -> None:
+        """Open files to be read alone."""
+        for files in (self.slabs, self.records, self._order, self._headers):
+            files.read_only = True
+
     def choose_io(self) -> None:
         """Use direct I/O for payloads if it is wanted and works here.
 

@@ -39,6 +39,7 @@ class SlotFiles:
     Attributes:
         direct: Bypass the page cache. Buffers that are not aligned for it go through others that
             are, by a copy. Set before the first file is opened.
+        read_only: Open files to be read alone. Set before too.
     """
 
     def __init__(
@@ -62,6 +63,7 @@ class SlotFiles:
             max_open: Files kept open while idle.
         """
         self.direct = False
+        self.read_only = False
         self._layer = layer
         self._directory = directory
         self._file_name = file_name
@@ -347,7 +349,8 @@ class SlotFiles:
 
     def _open(self, index: int, create: bool) -> int:
         path = self._path(index)
-        flags = os.O_RDWR | (O_DIRECT if self.direct else 0)
+        access = os.O_RDONLY if self.read_only else os.O_RDWR
+        flags = access | (O_DIRECT if self.direct else 0)
         try:
             return self._layer.open(path, flags)
         except FileNotFoundError:
