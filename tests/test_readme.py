@@ -17,7 +17,7 @@ BLOCKS = re.findall(r"^```python\n(.*?)^```", README, re.MULTILINE | re.DOTALL)
 
 def test_there_is_code() -> None:
     """Else the test below would pass on nothing."""
-    assert len(BLOCKS) == 1
+    assert len(BLOCKS) == 2
 
 
 def test_code_runs_and_the_second_run_finds_the_blocks(tmp_path: Path) -> None:
@@ -33,6 +33,13 @@ def test_code_runs_and_the_second_run_finds_the_blocks(tmp_path: Path) -> None:
         outputs.append(done.stdout)
     assert outputs[0].startswith("0 blocks found, 0 bytes")
     assert outputs[1].startswith("8 blocks found, 524288 bytes")
+
+
+def test_the_settings_of_the_cold_tier_are_real() -> None:
+    """Nothing is touched before it is opened, so the path of the example may be any."""
+    names: dict[str, object] = {}
+    exec(BLOCKS[1], names)
+    assert repr(names["cold"]).endswith("20000 blocks of 2097152 bytes, closed>")
 
 
 @pytest.mark.parametrize("link", sorted(set(re.findall(r"\]\(([^)#:]+)\)", README))))

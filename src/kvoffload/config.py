@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal
 
@@ -28,7 +28,11 @@ class ManagerSettings:
         staging_bytes: Budget of the buffers for blocks that have no address of their own.
         reservation_ttl_s: Seconds until a two-phase holder that never completes is given up.
         close_timeout_s: Seconds for draining and flushing at close, and as much for the tiers.
-        fsync: When the cold tier makes sure of its writes, see `DiskTier`.
+        fsync: When the cold tier makes sure of its writes, see `DiskTier`; so for the others below.
+        direct_io: Whether the cold tier bypasses the page cache.
+        io_timeout_s: Seconds that one of its file operations may take.
+        min_free_bytes: Bytes that it leaves free on the file system.
+        encryption_key: Key of an encrypted cold tier; shows in no `repr`.
 
     Raises:
         ConfigError: A number is out of range, or there is a cold tier without a path or a path
@@ -49,6 +53,10 @@ class ManagerSettings:
     reservation_ttl_s: float = 600.0
     close_timeout_s: float = 30.0
     fsync: Literal["flush", "always"] = "flush"
+    direct_io: Literal["auto", "on", "off"] = "auto"
+    io_timeout_s: float | None = 30.0
+    min_free_bytes: int = 0
+    encryption_key: bytes | None = field(default=None, repr=False)
 
     def __post_init__(self) -> None:
         check_count("hot_blocks", self.hot_blocks)

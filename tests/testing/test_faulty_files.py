@@ -62,6 +62,7 @@ CALLS: dict[FileCall, Callable[[FileLayer, Path, int], object]] = {
     "close": lambda files, path, fd: files.close(os.dup(fd)),
     "lock": lambda files, path, fd: files.lock(fd),
     "size": lambda files, path, fd: files.size(fd),
+    "links": lambda files, path, fd: files.links(fd),
     "data_spans": lambda files, path, fd: files.data_spans(fd),
     "free_bytes": lambda files, path, fd: files.free_bytes(path),
     "preadv": lambda files, path, fd: read(files, fd, BLOCK),
@@ -107,7 +108,7 @@ def test_any_call_fails_as_often_as_it_should(
 def test_without_faults_it_is_the_real_layer(
     files: FaultyFileLayer, path: Path, fd: int, call: FileCall
 ) -> None:
-    if call in ("size", "data_spans", "list_directory", "preadv", "free_bytes"):
+    if call in ("size", "links", "data_spans", "list_directory", "preadv", "free_bytes"):
         real, ours = (CALLS[call](layer, path, fd) for layer in (FileLayer(), files))
         assert ours == real or call == "free_bytes"  # others use the disk too
     else:

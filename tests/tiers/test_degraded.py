@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import errno
 import os
+import shutil
 import threading
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
@@ -293,3 +294,28 @@ async def test_many_writers_together_leave_what_must_stay_free(tmp_path: Path) -
     )
     assert sum(outcome is None for batch in outcomes for outcome in batch) == 10
     await cold.close()
+
+
+# A directory that is gone
+
+
+async def test_nothing_is_called_durable_in_a_directory_that_was_removed(tmp_path: Path) -> None:
+    """Its open files live on until the process ends, and with it goes what a flush promised."""
+    cold = DiskTier(tmp_path / "cold", 8, BLOCK)
+    await cold.open()
+    payload = memoryview(payload_for(0, BLOCK))
+    assert await cold.write([0], [payload], [b"k"]) == [None]
+    await asyncio.to_thread(shutil.rmtree, tmp_path / "cold")
+    with pytest.raises(TierError, match="removed while it was open"):
+        await cold.flush()
+    (outcome,) = await cold.write([1], [payload], [b"other"])
+    assert isinstance(outcome, TierError)
+    assert str(tmp_path / "cold") in str(outcome)
+    buffer = bytearray(BLOCK)
+    assert await cold.read([0], [memoryview(buffer)]) == [None]
+    assert bytes(buffer) == payload_for(0, BLOCK)
+    with pytest.raises(TierError, match="removed"):
+        await cold.close()
+    again = DiskTier(tmp_path / "cold", 8, BLOCK)
+    assert await again.open() == []
+    await again.close()

@@ -110,7 +110,15 @@ class LRUManagerFactory:
             warm = MemoryTier(settings.warm_blocks, size, name="warm")
         if settings.cold_path is not None:
             cold = DiskTier(
-                settings.cold_path, settings.cold_blocks, size, name="cold", fsync=settings.fsync
+                settings.cold_path,
+                settings.cold_blocks,
+                size,
+                name="cold",
+                fsync=settings.fsync,
+                direct_io=settings.direct_io,
+                io_timeout_s=settings.io_timeout_s,
+                min_free_bytes=settings.min_free_bytes,
+                encryption_key=settings.encryption_key,
             )
         return AsyncLRUManager(
             hot=MemoryTier(settings.hot_blocks, size, name="hot"),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 from contextlib import suppress
 from pathlib import Path
@@ -55,6 +56,16 @@ class DirectoryLock:
                 ) from exc
             # Where a longer number was, its last digits stay, in a line of their own.
             self._layer.pwritev(fd, [memoryview(f"{pid}\n".encode())], 0)
+
+    def check(self) -> None:
+        """Make sure that the directory is there still.
+
+        Raises:
+            OSError: It was removed, and files that are open with it: they end with the process.
+        """
+        if self._fd is not None and not self._layer.links(self._fd):
+            what = "it was removed while it was open"
+            raise FileNotFoundError(errno.ENOENT, what, str(self._directory))
 
     def release(self) -> None:
         """Let go, if it is held."""

@@ -58,6 +58,10 @@ class FileLayer:
         """Return the bytes of a file."""
         return os.fstat(fd).st_size
 
+    def links(self, fd: int) -> int:
+        """Return how many names a file has; 0 once it was removed."""
+        return os.fstat(fd).st_nlink
+
     def data_spans(self, fd: int) -> list[tuple[int, int]]:
         """Return where a file has space of its own: the start and end of each such span."""
         spans = []

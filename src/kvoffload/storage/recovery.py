@@ -218,6 +218,7 @@ class Store:
 
     def sync(self) -> None:
         """Make every payload and record written so far survive a power loss."""
+        self.lock.check()
         self.slabs.sync()
         self.records.sync()
 

@@ -199,6 +199,12 @@ class Session:
                 OSError(errno.EAGAIN, "writes failed over and over; they are tried again later")
             ] * len(slots)
             return
+        try:
+            store.lock.check()
+        except OSError as exc:
+            outcomes[:] = [exc] * len(slots)
+            self._writes.failed()
+            return
         admitted = self._space.admit(slots)
         todo = [n for n, refusal in enumerate(admitted) if refusal is None]
         written = [outcomes[n] for n in todo]

@@ -252,6 +252,11 @@ class FaultyFileLayer(FileLayer):
         with self._call("size", self._name(fd)):
             return self._inner.size(fd)
 
+    def links(self, fd: int) -> int:
+        """Return how many names a file has."""
+        with self._call("links", self._name(fd)):
+            return self._inner.links(fd)
+
     def data_spans(self, fd: int) -> list[tuple[int, int]]:
         """Return where a file has space of its own."""
         with self._call("data_spans", self._name(fd)):

@@ -25,6 +25,7 @@ FileCall: TypeAlias = Literal[
     "close",
     "lock",
     "size",
+    "links",
     "data_spans",
     "free_bytes",
     "preadv",
