@@ -28,7 +28,7 @@ from kvoffload.testing import eventually, payload_for
 T = TypeVar("T")
 
 BLOCK = 4096
-LIMIT_S = 0.05
+LIMIT_S = 0.3
 
 
 class StickyFiles(FileLayer):
@@ -263,7 +263,7 @@ class Stuck(FileLayer):
         return super().preadv(fd, buffers, offset)
 
 async def main():
-    tier = DiskTier(sys.argv[1], 4, 4096, io_timeout_s=0.05)
+    tier = DiskTier(sys.argv[1], 4, 4096, io_timeout_s=0.5)
     tier.file_layer = Stuck()
     await tier.open()
     Stuck.is_open = True
