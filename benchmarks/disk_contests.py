@@ -18,6 +18,7 @@ from contest import Contender, Contest, alternate
 from raw_io import (
     KIB,
     MIB,
+    Call,
     RawFile,
     Team,
     Way,
@@ -27,6 +28,7 @@ from raw_io import (
     sensible_ways,
     sync_names,
 )
+from xxhash import xxh3_64_intdigest
 
 from kvoffload import ConfigError, DiskTier, TierError
 
@@ -142,7 +144,10 @@ def read_contest(bench: Bench, work: Work) -> Contest:
             tier = stack.enter_context(bench.tier(directory / loop, work, runner))
             runner.run(timed_write(tier, payloads))
             ours[f"tier, {loop}"] = tier_reading(runner, tier, into)
-        others: dict[str, Contender] = {}
+        others = {
+            f"{name}, checked": _raw_reading(file, way, check=True)
+            for name, way in sensible_ways(into, bench.teams, [work.block_bytes]).items()
+        }
         if work.block_bytes < MIB and work.num_blocks <= 64 and not work.direct:
             runner = next(iter(bench.runners.values()))
             others["aiofiles, one open a block"] = _aiofiles_reading(
@@ -214,10 +219,17 @@ def hold(
     )
 
 
-def _raw_reading(file: RawFile, way: Way) -> Contender:
+def _raw_reading(file: RawFile, way: Way, *, check: bool = False) -> Contender:
+    """Read, and also compute the checksums that the tier does: the most that it can reach."""
+
+    def read_one(call: Call) -> None:
+        file.read(call)
+        for buffer in call.buffers if check else ():
+            xxh3_64_intdigest(buffer)
+
     def read() -> float:
         started = time.perf_counter()
-        way.run(file.read)
+        way.run(read_one if check else file.read)
         return time.perf_counter() - started
 
     return read

@@ -116,12 +116,12 @@ class Blocks:
             work: The call that this is part of.
         """
         held = self._catalog.sizes[slots].tolist()
-        good: list[int] = []
-        for position, buffer in enumerate(into):
-            if len(buffer) == held[position]:
-                good.append(position)
-            else:
-                outcomes[position] = _unfit(held[position], len(buffer))
+        wanted = list(map(len, into))
+        good = list(range(len(slots)))
+        if held != wanted:
+            good = [position for position in good if held[position] == wanted[position]]
+            for position in set(range(len(slots))).difference(good):
+                outcomes[position] = _unfit(held[position], wanted[position])
         good.sort(key=slots.__getitem__)
         checksums = self._catalog.checksums[slots].tolist()
         vault = self._vault

@@ -339,8 +339,10 @@ class SlotFiles:
             self._users[index] = self._users.get(index, 0) + 1
             self._close_surplus()
         try:
-            with naming(self._path(index)):
-                yield fd
+            yield fd
+        except OSError as exc:
+            exc.filename = exc.filename or str(self._path(index))
+            raise
         finally:
             with self._lock:
                 self._users[index] -= 1
@@ -361,8 +363,10 @@ class SlotFiles:
         return fd
 
     def _close_surplus(self) -> None:
+        if len(self._fds) <= self._max_open:
+            return
         idle = [index for index in self._fds if index not in self._users]
-        for index in idle[: max(0, len(self._fds) - self._max_open)]:
+        for index in idle[: len(self._fds) - self._max_open]:
             # A later sync opens it again: the system writes back by file, not by descriptor.
             try:
                 with naming(self._path(index)):

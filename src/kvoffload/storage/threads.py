@@ -10,6 +10,7 @@ from time import monotonic
 from typing import ParamSpec, TypeVar
 
 from .files import FileLayer
+from .scheduling import step_aside
 
 _P = ParamSpec("_P")
 _T = TypeVar("_T")
@@ -281,6 +282,7 @@ class Threads:
             self._workers += 1
 
     def _work(self) -> None:
+        step_aside()
         while (item := self._next()) is not None:
             item.run()
             del item  # or its buffers would live until the next one comes

@@ -423,6 +423,8 @@ class DiskTier:
     def _tell(
         self, slots: list[int], outcomes: list[OSError | None], what: str, *, payload: bool = False
     ) -> list[TierError | None]:
+        if not any(outcomes):
+            return [None] * len(outcomes)
         return [
             None
             if error is None
@@ -435,14 +437,22 @@ class DiskTier:
         for column in columns:
             if len(column) != len(checked):
                 raise ConfigError(f"{len(checked)} slots, but {len(column)} that belong to them")
-        for slot in checked:
-            if not 0 <= slot < self._num_blocks:
-                raise ConfigError(f"slots are 0 to {self._num_blocks - 1}, not {slot}")
+        if checked and not 0 <= min(checked) <= max(checked) < self._num_blocks:
+            wrong = [slot for slot in checked if not 0 <= slot < self._num_blocks]
+            raise ConfigError(f"slots are 0 to {self._num_blocks - 1}, not {wrong[0]}")
         return checked
 
 
 def _flat(buffer: memoryview, what: str, *, writable: bool = False) -> memoryview:
     """Return a flat view of the bytes, as the file calls want it."""
+    if (
+        type(buffer) is memoryview
+        and buffer.format == "B"
+        and buffer.ndim == 1
+        and buffer.c_contiguous
+        and not (writable and buffer.readonly)
+    ):
+        return buffer  # as nearly all are, of batches of thousands
     try:
         view = memoryview(buffer)
         if not view.nbytes:
