@@ -68,11 +68,6 @@ TURNS = st.integers(0, 12)
 MISSES = (BlockNotFoundError, CapacityError, LoadTimeoutError, TierError)
 
 
-def payload(namespace: str, block_hash: BlockHash) -> bytes:
-    """Bytes of a length that the block's number tells; those of block 0 are none."""
-    return payload_for(block_hash, 5 * int(block_hash) % (BLOCK_BYTES + 1), namespace=namespace)
-
-
 class Picky(LRUPolicy):
     """A policy that declines every third block on every level but the last, like a bypass."""
 
@@ -80,7 +75,7 @@ class Picky(LRUPolicy):
         super().attach(capacities)
         self.last = len(capacities) - 1
 
-    def admit(self, keys: Sequence[Key], level: int) -> Sequence[Key]:
+    def admit(self, keys: Sequence[Key], level: int, **_: object) -> Sequence[Key]:
         hashes = {key: int(key[1] if isinstance(key, tuple) else key) for key in keys}
         return [key for key in keys if level == self.last or hashes[key] % 3]
 
@@ -150,11 +145,13 @@ class Prepared:
 class WholeManager(RuleBasedStateMachine):
     """Every call of the contract, overlapping, on tiny tiers."""
 
-    make_loop: Callable[[], asyncio.AbstractEventLoop] = staticmethod(asyncio.new_event_loop)
+    block_bytes = BLOCK_BYTES
+    close_timeout_s = 0.05
 
     def __init__(self) -> None:
         super().__init__()
         self.loop = self.make_loop()
+        self.clock = ManualClock()
         logging.disable(logging.CRITICAL)  # faults are told, a thousand times
         self.opened = False
         self.closed = False
@@ -178,14 +175,21 @@ class WholeManager(RuleBasedStateMachine):
     def open(self, layout: str, policy: str, staging: int, threshold: int) -> None:
         self.tiers = LAYOUTS[layout]()
         self.faulty = [tier for tier in self.tiers if isinstance(tier, FaultyTier)]
-        self.clock = ManualClock()
-        self.staging_bytes, self.promote_threshold = staging * BLOCK_BYTES, threshold
+        self.staging_bytes, self.promote_threshold = staging * self.block_bytes, threshold
         self.policy = policy
         self.kv = self.make_manager()
-        self.loop.run_until_complete(self.kv.__aenter__())
-        self.kv._core.transfer._executor.shutdown()
-        self.kv._core.transfer._executor = AtOnce()  # type: ignore[assignment]  # see its docstring
+        self.loop.run_until_complete(self.enter(self.kv))
         self.opened = True
+
+    def make_loop(self) -> asyncio.AbstractEventLoop:
+        return asyncio.new_event_loop()
+
+    def payload(self, namespace: str, block_hash: BlockHash) -> bytes:
+        """Bytes of a length that the block's number tells; those of block 0 are none."""
+        return payload_for(block_hash, self.size_of(int(block_hash)), namespace=namespace)
+
+    def size_of(self, number: int) -> int:
+        return 5 * number % (self.block_bytes + 1)
 
     def make_manager(self) -> AsyncLRUManager:
         names = ("hot", "warm", "cold", "remote")
@@ -194,10 +198,15 @@ class WholeManager(RuleBasedStateMachine):
             policy=POLICIES[self.policy](),
             clock=self.clock,
             reservation_ttl_s=TTL_S,
-            close_timeout_s=0.05,
+            close_timeout_s=self.close_timeout_s,
             staging_bytes=self.staging_bytes,
             promote_threshold=self.promote_threshold,
         )
+
+    async def enter(self, kv: AsyncLRUManager) -> None:
+        await kv.__aenter__()
+        kv._core.transfer._executor.shutdown()
+        kv._core.transfer._executor = AtOnce()  # type: ignore[assignment]  # see its docstring
 
     # Calls
 
@@ -205,7 +214,7 @@ class WholeManager(RuleBasedStateMachine):
     @rule(chain=CHAINS, namespace=NAMESPACES, turns=TURNS)
     def store(self, chain: list[int], namespace: str, turns: int) -> None:
         async def call(me: Call) -> None:
-            buffers = [bytearray(payload(namespace, one)) for one in chain]
+            buffers = [bytearray(self.payload(namespace, one)) for one in chain]
             began = self.begin_store(namespace, chain)
             try:
                 result = await self.view(namespace).store(chain, buffers)
@@ -256,7 +265,7 @@ class WholeManager(RuleBasedStateMachine):
                 self.begin_store(namespace, rest)
                 try:
                     for one in rest:
-                        await request.store([payload(namespace, one)])
+                        await request.store([self.payload(namespace, one)])
                 finally:
                     self.end_store(namespace, rest)
                 await me.let_go.wait()
@@ -322,7 +331,7 @@ class WholeManager(RuleBasedStateMachine):
     @rule(chain=CHAINS, namespace=NAMESPACES, turns=TURNS)
     def prepare_store(self, chain: list[int], namespace: str, turns: int) -> None:
         async def call(me: Call) -> None:
-            sizes = [len(payload(namespace, one)) for one in chain]
+            sizes = [len(self.payload(namespace, one)) for one in chain]
             self.begin_store(namespace, chain)
             try:
                 output = await self.view(namespace).prepare_store(chain, sizes=sizes)
@@ -348,7 +357,7 @@ class WholeManager(RuleBasedStateMachine):
             mine: list[BlockHash] = []
             for one, entry in zip(prepared.hashes, prepared.spec.entries, strict=True):
                 try:
-                    entry.view[:] = payload(namespace, one)
+                    entry.view[:] = self.payload(namespace, one)
                 except NotPinnedError:
                     continue  # it took too long, and knows
                 except ValueError:
@@ -357,7 +366,7 @@ class WholeManager(RuleBasedStateMachine):
                 mine.append(one)
                 if derive and len(entry.view):
                     array = np.frombuffer(entry.view, np.uint8)
-                    self.derived.append((array, payload(namespace, one)))
+                    self.derived.append((array, self.payload(namespace, one)))
             self.begin_store(namespace, mine)
             try:
                 await self.view(namespace).complete_store(mine, success)
@@ -386,10 +395,10 @@ class WholeManager(RuleBasedStateMachine):
         async def call() -> None:
             for one, entry in zip(prepared.hashes, prepared.spec.entries, strict=True):
                 if look:
-                    assert bytes(entry.view) == payload(namespace, one)
+                    assert bytes(entry.view) == self.payload(namespace, one)
                     if derive and len(entry.view):
                         array = np.frombuffer(entry.view, np.uint8)
-                        self.derived.append((array, payload(namespace, one)))
+                        self.derived.append((array, self.payload(namespace, one)))
             await self.view(namespace).complete_load(prepared.hashes)
 
         self.loop.run_until_complete(call())
@@ -434,8 +443,7 @@ class WholeManager(RuleBasedStateMachine):
     @rule(turns=TURNS)
     def heal(self, turns: int) -> None:
         async def call() -> None:
-            for tier in self.faulty:
-                tier.heal()
+            self.heal_tiers()
             await self.turn(turns)
 
         self.loop.run_until_complete(call())
@@ -505,8 +513,7 @@ class WholeManager(RuleBasedStateMachine):
                 await self.kv.__aexit__(None, None, None)
             except OffloadError:
                 clean = False
-            for tier in self.faulty:
-                tier.heal()
+            self.heal_tiers()
             for one in self.calls:
                 one.let_go.set()
             await self.until(lambda: not self.calls, "calls go on after the close")
@@ -540,8 +547,8 @@ class WholeManager(RuleBasedStateMachine):
     async def settled(self) -> None:
         """Heal the tiers, let everybody go, and find everything back at zero."""
         kv, core = self.kv, self.kv._core
-        for tier in self.faulty:
-            tier.heal()
+        self.heal_tiers()
+        await self.turn(3)
         for call in self.calls:
             call.let_go.set()
         await self.until(lambda: not self.calls, "calls go on")
@@ -574,7 +581,7 @@ class WholeManager(RuleBasedStateMachine):
         for entry in core.index.ready.values():
             assert (entry.pin_count, entry.shown, entry.move) == (0, 0, None)
         self.check_records()
-        await self.check_bytes(kv, damage=True)
+        await self.check_bytes(kv)
 
     def all_slots(self) -> list[Slots]:
         core = self.kv._core
@@ -583,14 +590,18 @@ class WholeManager(RuleBasedStateMachine):
     def prefetcher_works(self) -> bool:
         return bool(self.kv._prefetcher._queue) or bool(self.kv._core.jobs.running)
 
-    async def check_bytes(self, kv: AsyncLRUManager, *, damage: bool) -> None:
+    def heal_tiers(self) -> None:
+        for tier in self.faulty:
+            tier.heal()
+
+    async def check_bytes(self, kv: AsyncLRUManager) -> None:
         """Each block that is ready can be loaded and has its own bytes."""
         for namespace in ("", OTHER):
             view = self.view(namespace, kv)
             for one in range(10):
                 if await view.lookup([one]):
                     async with view.load([one]) as lease:
-                        assert bytes(lease[0]) == payload(namespace, one)
+                        assert bytes(lease[0]) == self.payload(namespace, one)
 
     def check_records(self) -> None:
         """What a crash would leave are the right bytes, and nothing that was evicted for good."""
@@ -598,15 +609,17 @@ class WholeManager(RuleBasedStateMachine):
             if isinstance(tier.inner, RestartableTier):
                 for record in tier.inner._records.values():
                     namespace, block_hash = decode_key(record.key)
-                    assert record.payload == payload(namespace, block_hash)
+                    assert record.payload == self.payload(namespace, block_hash)
                     assert (namespace, block_hash) not in self.gone
 
     async def check_reopened(self) -> None:
-        async with self.make_manager() as kv:
-            kv._core.transfer._executor.shutdown()
-            kv._core.transfer._executor = AtOnce()  # type: ignore[assignment]
+        kv = self.make_manager()
+        await self.enter(kv)
+        try:
             kv.check_invariants()
-            await self.check_bytes(kv, damage=False)
+            await self.check_bytes(kv)
+        finally:
+            await kv.__aexit__(None, None, None)
 
     # Inside
 
@@ -653,9 +666,9 @@ class WholeManager(RuleBasedStateMachine):
     ) -> None:
         """Stay inside a lease until told to go; its bytes are the blocks' own all the time."""
         for one, view in zip(chain, lease, strict=True):
-            me.views.append((view, payload(namespace, one)))
+            me.views.append((view, self.payload(namespace, one)))
             if derive and len(view):
-                self.derived.append((np.frombuffer(view, np.uint8), payload(namespace, one)))
+                self.derived.append((np.frombuffer(view, np.uint8), self.payload(namespace, one)))
         try:
             for view, expected in me.views:
                 assert bytes(view) == expected
@@ -693,12 +706,13 @@ class WholeManager(RuleBasedStateMachine):
         for _ in range(3000):
             if done():
                 return
-            await asyncio.sleep(0)
+            await self.turn(1)
         raise AssertionError(f"{otherwise}: {[call.what for call in self.calls]}")
 
 
 class WholeManagerOnUvloop(WholeManager):
-    make_loop = staticmethod(uvloop.new_event_loop)
+    def make_loop(self) -> asyncio.AbstractEventLoop:
+        return uvloop.new_event_loop()
 
 
 SETTINGS = settings(

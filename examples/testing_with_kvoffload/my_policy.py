@@ -23,7 +23,14 @@ class UsedAgain:
             raise ConfigError("this policy serves another manager already")
         self._levels = [({}, {}) for _ in capacities]
 
-    def admit(self, keys: Sequence[Key], level: int) -> Collection[Key]:
+    def admit(
+        self,
+        keys: Sequence[Key],
+        level: int,
+        *,
+        chain: Sequence[Key] = (),
+        pinned: Collection[Key] = (),
+    ) -> Collection[Key]:
         """Let everything in."""
         return keys
 

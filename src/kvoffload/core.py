@@ -154,15 +154,20 @@ class Core:
             return list(once)
         return [key for key in once if key not in ready and key not in pending]
 
-    async def store(self, keys: Sequence[Key], payloads: Sequence[ByteArray]) -> Outcome:
-        """Store blocks, without counting a use; the blocks that are present are protected."""
+    async def store(
+        self, keys: Sequence[Key], payloads: Sequence[ByteArray], chain: Sequence[Key] = ()
+    ) -> Outcome:
+        """Store blocks, without counting a use; the blocks that are present are protected.
+
+        `chain` is all that they are part of, where that is known.
+        """
         index = self.index
         bytes_of: dict[Key, ByteArray] = {}
         for key, payload in zip(keys, payloads, strict=True):
             bytes_of.setdefault(key, payload)
         new = self.unknown(keys)
         outcome = Outcome(present=[key for key in bytes_of if index.state(key) is not ABSENT])
-        named = Named(index, outcome.present)
+        named = Named(index, outcome.present, chain)
         try:
             stored = await self.storing.store(new, [bytes_of[key] for key in new], named)
         finally:

@@ -234,11 +234,14 @@ class Index:
 
     # Making room
 
-    def place(self, keys: Sequence[Key], held: int = 0) -> list[int | RejectReason]:
+    def place(
+        self, keys: Sequence[Key], held: int = 0, chain: Sequence[Key] = ()
+    ) -> list[int | RejectReason]:
         """Return the level for each block of a new chain, head hottest, or why there is none.
 
         Room is counted before anything gives way, so that blocks of the chain come before what
-        they push down. `held` blocks that are there already belong to the same call.
+        they push down. `held` blocks that are there already belong to the same call, and `chain`
+        is all that the blocks are part of, where that is known.
         """
         self.look()
         placed: list[int | RejectReason] = [RejectReason.FULL] * len(keys)
@@ -249,7 +252,7 @@ class Index:
             if not waiting:
                 break
             offered = [keys[number] for number in waiting]
-            admitted = self.policy.admit(offered, level.number)
+            admitted = self.policy.admit(offered, level.number, chain=chain, pinned=self.pinned)
             enter = waiting
             if admitted is not offered:
                 enter = [number for number in waiting if keys[number] in admitted]

@@ -10,11 +10,16 @@ from .types import Key
 
 
 class Named:
-    """Pins those blocks of a call that are ready, now and as they become it, until it ends."""
+    """Pins those blocks of a call that are ready, now and as they become it, until it ends.
 
-    __slots__ = ("_held", "_index", "_keys", "_released")
+    Attributes:
+        chain: The whole chain that the call is about, where that is known.
+    """
 
-    def __init__(self, index: Index, keys: Sequence[Key]) -> None:
+    __slots__ = ("_held", "_index", "_keys", "_released", "chain")
+
+    def __init__(self, index: Index, keys: Sequence[Key], chain: Sequence[Key] = ()) -> None:
+        self.chain = chain
         self._index = index
         self._keys = keys
         self._held: dict[Key, BlockEntry] = {}

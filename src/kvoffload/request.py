@@ -133,7 +133,7 @@ class RequestScope:
             return self._to_result(self._rejected(keys, self._rejection))
         self._storing = True
         try:
-            outcome = await core.store(keys, data)
+            outcome = await core.store(keys, data, self._keys)
         finally:
             self._storing = False
         self._next += len(keys)

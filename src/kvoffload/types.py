@@ -250,8 +250,22 @@ class EvictionPolicy(Protocol):
             ConfigError: The policy serves another manager already.
         """
 
-    def admit(self, keys: Sequence[Key], level: int) -> Collection[Key]:
-        """Return those of these new keys that may enter the level; the rest goes further down."""
+    def admit(
+        self,
+        keys: Sequence[Key],
+        level: int,
+        *,
+        chain: Sequence[Key] = (),
+        pinned: Collection[Key] = (),
+    ) -> Collection[Key]:
+        """Return those of these new keys that may enter the level; the rest goes further down.
+
+        Args:
+            keys: New blocks, head first; the answer is a part of them in the same order.
+            level: Where they would go.
+            chain: The whole chain that they belong to, where it is known.
+            pinned: Keys that `victims` could not name to make room for them.
+        """
 
     def insert(self, keys: Sequence[Key], level: int) -> None:
         """Note that these keys, resident nowhere, became resident at the level. Not a use."""

@@ -115,7 +115,7 @@ async def test_policy_that_raises_leaks_nothing(method: str) -> None:
     class Bad(LRUPolicy):
         bad = False
 
-        def admit(self, keys: Sequence[Key], level: int) -> Collection[Key]:
+        def admit(self, keys: Sequence[Key], level: int, **_: object) -> Collection[Key]:
             if self.bad and method == "admit":
                 raise ValueError("bug")
             return super().admit(keys, level)

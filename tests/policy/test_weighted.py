@@ -10,6 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from kvoffload import ConfigError, EvictionPolicy, Key, LRUPolicy, WeightedPolicy
+from kvoffload.policy.weighted import LEAST_GHOSTS
 
 CAPACITY = 12
 
@@ -38,7 +39,9 @@ class Cache:
     def insert(self, chain: Sequence[Key]) -> None:
         new = [key for key in chain if key not in self.resident]
         room = self.capacity - len(self.resident)
-        victims = self.policy.victims(0, max(0, len(new) - room), self.pinned | set(chain))
+        held = self.pinned | set(chain)
+        new = list(self.policy.admit(new, 0, chain=chain, pinned=held))
+        victims = self.policy.victims(0, max(0, len(new) - room), held)
         self.policy.remove(victims, 0)
         self.resident -= set(victims)
         self.evicted += victims
@@ -138,10 +141,12 @@ def test_ghosts_are_bounded() -> None:
     """However many blocks pass through, only so many are remembered."""
     policy = WeightedPolicy()
     cache = Cache(policy, 50)
-    for number in range(5000):
+    for number in range(8000):
         cache.request([number * 10 + deep for deep in range(3)])
-    assert len(policy._ghosts) + len(policy._old_ghosts) <= 3 * 50 + 3
-    assert len(policy._pasts) == 50
+    table = policy._table
+    assert table.resident == [50]
+    assert LEAST_GHOSTS - 3 <= len(table) - 50 <= LEAST_GHOSTS
+    assert sum(len(run.keys) for run in table.ghosts) == len(table) - 50
 
 
 @pytest.mark.parametrize("weight", [-0.1, float("nan"), float("inf")])

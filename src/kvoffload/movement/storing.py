@@ -177,7 +177,7 @@ class Storing:
         index = self._index
         named.hold()
         wanted: dict[int, list[BlockEntry]] = {}
-        places = index.place([entry.key for entry in entries], len(named))
+        places = index.place([entry.key for entry in entries], len(named), named.chain)
         for entry, place in zip(entries, places, strict=True):
             if isinstance(place, RejectReason):
                 plan.unplaced.append((entry, place))

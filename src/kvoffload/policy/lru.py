@@ -23,7 +23,14 @@ class LRUPolicy:
             raise ConfigError("this policy object serves another manager: make one for each")
         self._levels = [RecencyQueue() for _ in capacities]
 
-    def admit(self, keys: Sequence[Key], level: int) -> Collection[Key]:
+    def admit(
+        self,
+        keys: Sequence[Key],
+        level: int,
+        *,
+        chain: Sequence[Key] = (),
+        pinned: Collection[Key] = (),
+    ) -> Collection[Key]:
         """Admit everything."""
         return keys
 

@@ -2,64 +2,63 @@
 
 from __future__ import annotations
 
+import heapq
 import math
-from bisect import insort
-from collections import deque
-from collections.abc import Collection, Sequence
-from typing import NamedTuple
+from bisect import bisect_right
+from collections.abc import Collection, Iterator, Sequence
+from itertools import groupby, islice
 
 from ..errors import ConfigError
 from ..types import Key
-from .recency import RecencyQueue
+from .guard import Guard
+from .lru import LRUPolicy
+from .returns import AGE_EDGES, NUM_BINS, ReturnLaw
+from .runs import GHOST, Run, RunQueue, RunTable
 
-RELEARN_USES = 64
-"""Uses (requests) between two re-estimations."""
-DECAY = 0.99
-"""What a count is still worth after a re-estimation."""
-PRIOR_BLOCKS = 100.0
-"""Blocks' worth of belief that a class behaves like the average."""
-GAP_SAMPLES = 255
-"""Reuse gaps whose median is the time scale."""
-GHOST_SHARE = 1.5
-"""Evicted blocks remembered in each of two generations, as a multiple of all slots."""
+GHOSTS_PER_SLOT = 3
+"""Evicted blocks that are remembered, as a multiple of all slots."""
+LEAST_GHOSTS = 16384
+"""At least so many are, for a small cache would learn nothing of what it just lost."""
 
-NEW, NEW_BELOW_HIT = 0, 1
-CLASSES = 8
+USE_CLASSES = 5
+"""Never used since they came; once; twice; 3 to 5 times; more often."""
+END_CLASSES = 3
+"""The last block of the prompt that used them last; the one before; any other."""
+SIZE_CLASSES = 9
+"""Binary magnitude of how many blocks of that prompt were new."""
+UNUSED = 0
+"""Class of blocks that nobody has used."""
 
 
-def _class_of(uses: int) -> int:
-    """Return the class of a block used this often: 2; 3; 4-5; 6-9; 10-19; 20 and more."""
-    if uses <= 3:
+def _use_class(uses: int) -> int:
+    if uses <= 2:
         return uses
-    if uses <= 5:
-        return 4
-    if uses <= 9:
-        return 5
-    return 6 if uses <= 19 else 7
+    return 3 if uses <= 5 else 4
 
 
-class _Past(NamedTuple):
-    """What is known of a block; blocks used alike in one request share one record."""
-
-    uses: int
-    last_use: int
-    use_class: int
+def _class_of(uses: int, end: int, new_blocks: int) -> int:
+    size = min(SIZE_CLASSES - 1, new_blocks.bit_length())
+    return (_use_class(uses) * END_CLASSES + end) * SIZE_CLASSES + size
 
 
-_UNUSED = _Past(0, 0, NEW)
+NUM_CLASSES = USE_CLASSES * END_CLASSES * SIZE_CLASSES
+_GROUPS = [number // (END_CLASSES * SIZE_CLASSES) for number in range(NUM_CLASSES)]
 
 
 class WeightedPolicy:
-    """Evict the block with the lowest learned hazard of reuse.
+    """Evict the blocks whose waiting is worth least, by what was learned of such blocks.
 
     In some traffic a block used often is far likelier to return than a new one, in some only
-    recency tells. The policy learns which: for each class of use count it estimates the share of
-    blocks that were used again, and it measures the typical gap between two uses. The score of a
-    block is its last use, counted in requests, plus `frequency_weight * tau * (logit p[class] -
-    logit p[new])`; with exponential times of reuse, equal score means equal hazard. Each class has
-    a recency queue, so the victim is the lowest of eight heads: O(1), without a heap. Shares never
-    fall with the count, so a chain's tail leaves before its head. Counts outlive eviction in a
-    bounded table of ghosts, at most three times the slots.
+    recency tells; the very end of a prompt may never return, or as surely as the rest. The policy
+    learns which. Blocks are classed by what was known at their last use: how often they were used,
+    whether they end the prompt, how much of the prompt was new. For each class and age, counted in
+    requests, it learns what share returns, and evicts where the Gittins index is lowest; a new
+    block that is worth less than all it would replace is not let in. The statistics outlive
+    eviction in a bounded table of ghosts. Where LRU would have hit more lately, it is followed.
+
+    Blocks of one chain with the same past are one record, so that a request costs little more than
+    the number of such runs, and only the end of a chain is offered: a chain's tail leaves before
+    its head whatever was learned.
 
     Args:
         frequency_weight: 0 is plain LRU, exactly; 1 is the learned weight.
@@ -67,8 +66,8 @@ class WeightedPolicy:
     Raises:
         ConfigError: `frequency_weight` is negative or not finite.
 
-    Source: learned hazard, own measurements on chat and agent traces (2026); tail first after
-    CachedAttention (Gao et al., USENIX ATC 2024) and vLLM's block manager (2023).
+    Source: `ReturnLaw`; tail first after CachedAttention (Gao et al., USENIX ATC 2024) and vLLM's
+    block manager (2023).
     """
 
     name = "weighted"
@@ -79,176 +78,361 @@ class WeightedPolicy:
                 f"frequency_weight must be a finite number of at least 0, not {frequency_weight!r}"
             )
         self.frequency_weight = frequency_weight
-        self._classes = CLASSES if frequency_weight else 1
-        self._levels: list[list[RecencyQueue]] = []
-        # Of resident blocks that were used. One that was not is in the queue of new ones, stamped
-        # with when it came: most blocks are, for a moment or for good, and cost no record.
-        self._pasts: dict[Key, _Past] = {}
-        self._ghosts: dict[Key, _Past] = {}
-        self._old_ghosts: dict[Key, _Past] = {}
-        self._max_ghosts = 0
+        self._lru = None if frequency_weight else LRUPolicy()
+        self._attached = False
         self._now = 0
-        self._born = [0.0] * CLASSES
-        self._reused = [0.0] * CLASSES
-        self._bonus = [0.0] * CLASSES
-        self._gaps: deque[int] = deque()
-        self._sorted_gaps: list[int] = []
+        self._capacities: list[int] = []
+        self._law = ReturnLaw(_GROUPS, frequency_weight)
+        self._selected: tuple[int, int, list[tuple[float, Run, int]]] | None = None
 
     def attach(self, capacities: Sequence[int]) -> None:
         """Serve a manager with these levels; see `EvictionPolicy`."""
-        if self._levels:
+        if self._attached:
             raise ConfigError("this policy object serves another manager: make one for each")
-        self._levels = [[RecencyQueue() for _ in range(self._classes)] for _ in capacities]
-        self._max_ghosts = max(1, int(GHOST_SHARE * sum(capacities)))
+        self._attached = True
+        if self._lru is not None:
+            self._lru.attach(capacities)
+            return
+        slots = sum(capacities)
+        self._capacities = list(capacities)
+        self._table = RunTable(len(capacities), max(LEAST_GHOSTS, GHOSTS_PER_SLOT * slots))
+        self._guard = Guard(slots)
+        self._offers = [_Offers(self._law, self._guard) for _ in capacities]
 
-    def admit(self, keys: Sequence[Key], level: int) -> Collection[Key]:
-        """Admit everything."""
-        return keys
+    def admit(
+        self,
+        keys: Sequence[Key],
+        level: int,
+        *,
+        chain: Sequence[Key] = (),
+        pinned: Collection[Key] = (),
+    ) -> Collection[Key]:
+        """Admit all but the end of a chain that is worth less than all it would replace.
+
+        Blocks that come without the chain they are part of are all admitted.
+        """
+        if self._lru is not None or not chain:
+            return keys
+        if self._guard.follows_lru or not self._law.lessons:
+            return keys
+        surplus = len(keys) - max(0, self._capacities[level] - self._table.resident[level])
+        if surplus <= 0:
+            return keys
+        # What would be left if all came in first, and then the least worth had to go.
+        own = self._worth_of_new(keys, chain)
+        others = [(worth, blocks) for worth, _, blocks in self._select(level, surplus, pinned)]
+        others.reverse()
+        declined = 0
+        while surplus > 0 and own:
+            lower = own if not others or own[-1][0] < others[-1][0] else others
+            _, blocks = lower.pop()
+            if lower is own:
+                declined += min(blocks, surplus)
+            surplus -= blocks
+        if not declined:
+            return keys
+        return list(islice(keys, len(keys) - declined))
 
     def insert(self, keys: Sequence[Key], level: int) -> None:
         """Add blocks to a level; what was known of them before they left counts again."""
-        queues = self._levels[level]
-        if not self.frequency_weight:
-            queues[0].push(keys)
+        if self._lru is not None:
+            self._lru.insert(keys, level)
             return
-        if not self._remembers_any(keys):
-            queues[NEW].push(keys, self._now)
-            return
-        for key in reversed(keys):
-            past = self._ghosts.pop(key, None) or self._old_ghosts.pop(key, None)
-            if past is None:
-                queues[NEW].push((key,), self._now)
-            else:
-                self._pasts[key] = past
-                queues[past.use_class].push((key,))
+        now = self._now
+        self._selected = None
+        for run in reversed(self._table.walk(keys, now)):
+            if run.level == GHOST:
+                self._table.enter(run, level, now)
+                self._offer(run)
 
     def remove(self, keys: Sequence[Key], level: int) -> None:
-        """Remove blocks from a level; the pasts of those that were used become ghosts."""
-        queues = self._levels[level]
-        if not self.frequency_weight:
-            queues[0].discard(keys)
+        """Remove blocks from a level; they become ghosts."""
+        if self._lru is not None:
+            self._lru.remove(keys, level)
             return
-        pasts = {key: self._pasts.pop(key) for key in keys if key in self._pasts}
-        if len(pasts) < len(keys):
-            queues[NEW].discard(keys)
-        for use_class in {past.use_class for past in pasts.values()}:
-            queues[use_class].discard(keys)
-        self._ghosts.update(pasts)
-        if len(self._ghosts) > self._max_ghosts:
-            self._old_ghosts = self._ghosts
-            self._ghosts = {}
+        self._selected = None
+        for run in self._table.cut_out(keys):
+            parent = self._table.leave(run, self._now)
+            if parent is not None:
+                self._offer(parent)
 
     def use(self, keys: Sequence[Key]) -> None:
         """Note one use of a chain, and learn from it."""
-        if not self.frequency_weight:
-            for queues in self._levels:
-                queues[0].use(keys)
+        if self._lru is not None:
+            self._lru.use(keys)
             return
-        self._now += 1
-        pasts = [self._pasts.get(key, _UNUSED) for key in keys]
-        self._note_gap(pasts)
-        below_hit = bool(pasts) and pasts[0].uses > 0
-        moves: dict[int, list[tuple[Key, int]]] = {}
-        shared: dict[int, _Past] = {}
-        for key, past in zip(keys, pasts, strict=True):
-            if past is _UNUSED and not self._is_unused(key):
-                continue  # not resident
-            uses = past.uses + 1
-            now = shared.get(uses)
-            if now is None:
-                use_class = _class_of(uses) if uses > 1 else (NEW_BELOW_HIT if below_hit else NEW)
-                now = shared[uses] = _Past(uses, self._now, use_class)
-            if past.uses:
-                self._reused[past.use_class] += 1
-            self._born[now.use_class] += 1
-            self._pasts[key] = now
-            moves.setdefault(now.use_class, []).append((key, past.use_class))
-        for queues in self._levels:
-            for new, moved in moves.items():
-                here = [(key, old) for key, old in moved if key in queues[old]]
-                for key, old in here:
-                    if old != new:
-                        queues[old].discard((key,))
-                # Together, whatever class they came from: the chain's order is theirs now.
-                queues[new].renew([key for key, _ in here])
-        if self._now % RELEARN_USES == 0:
-            self._relearn()
+        self._now = now = self._now + 1
+        self._selected = None
+        table, law = self._table, self._law
+        end = len(keys)
+        runs = table.walk(keys, now, (end - 2, end - 1))
+        self._watch(runs)
+        new_blocks = sum(len(run.keys) for run in runs if not run.uses)
+        after = end
+        used: list[Run] = []
+        for run in runs:
+            blocks = len(run.keys)
+            after -= blocks
+            if run.uses:
+                law.note_return(run.cell, run.epoch, now - run.last_use - 1, blocks)
+            run.uses += 1
+            run.cell = _class_of(run.uses, min(after, END_CLASSES - 1), new_blocks)
+            run.epoch = law.epoch
+            run.last_use = now
+            run.fresh = False
+            law.note_use(run.cell, blocks)
+            if run.queue is not None:
+                run.queue.discard(run)
+            if run.level == GHOST:
+                table.remember(run)
+            above = used[-1] if used else None
+            left = table.link(above, run)
+            if left is not None:
+                self._offer(left)
+            if above is not None and self._are_alike(above, run):
+                table.merge(above, run)
+                used[-1] = run
+            else:
+                used.append(run)
+        for run in used:
+            if run.level != GHOST and run.is_leaf:
+                self._offers[run.level].push(run)
+        if law.end_request():
+            self._forget_worth()
 
     def victims(self, level: int, count: int, pinned: Collection[Key]) -> list[Key]:
-        """Return the blocks of a level with the lowest scores, tail first among equals."""
-        queues = self._levels[level]
-        if not self.frequency_weight:
-            return queues[0].coldest(count, pinned)
-        offers = [
-            (use_class, offer)
-            for use_class, queue in enumerate(queues)
-            if len(queue) and (offer := queue.coldest(count, pinned))
-        ]
-        if len(offers) == 1:
-            return offers[0][1]
-        # Of equal scores the lower class goes first: along a chain the count never rises.
-        heads = [(self._score(level, offer[0]), use_class, 0, offer) for use_class, offer in offers]
+        """Return the blocks of a level that are worth least, the end of a chain first."""
+        if self._lru is not None:
+            return self._lru.victims(level, count, pinned)
         chosen: list[Key] = []
-        while heads and len(chosen) < count:
-            heads.sort(key=_by_score)
-            _, use_class, start, offer = heads.pop(0)
-            limit = _by_score(heads[0]) if heads else (math.inf, 0)
-            end = start
-            while end < len(offer) and (self._score(level, offer[end]), use_class) < limit:
-                end += 1
-            chosen += offer[start:end]
-            if end < len(offer):
-                heads.append((self._score(level, offer[end]), use_class, end, offer))
+        if count <= 0:
+            return chosen
+        for _, run, blocks in self._select(level, count, pinned):
+            chosen += run.keys[: -blocks - 1 : -1]
+        if len(chosen) < count:
+            chosen += self._hidden(level, set(chosen), pinned)
         return chosen[:count]
 
     def unpinned(self, keys: Sequence[Key]) -> None:
         """Offer these again."""
-        for queues in self._levels:
-            for queue in queues:
-                queue.unpinned(keys)
+        if self._lru is not None:
+            self._lru.unpinned(keys)
+            return
+        self._selected = None
+        for key in keys:
+            run = self._table.run_of(key)
+            if run is not None:
+                self._offer(run)
 
-    def _remembers_any(self, keys: Sequence[Key]) -> bool:
-        """Whether some of these blocks were here before and left."""
-        ghosts, old = self._ghosts, self._old_ghosts
-        return bool(ghosts or old) and not (
-            ghosts.keys().isdisjoint(keys) and old.keys().isdisjoint(keys)
+    # Inside
+
+    def _offer(self, run: Run) -> None:
+        """Put a run that is at the end of its chain among the victims, if it isn't."""
+        if run.queue is None and run.level != GHOST and run.is_leaf:
+            self._offers[run.level].give_back(run)
+
+    def _watch(self, runs: Sequence[Run]) -> None:
+        """Compare what was hit with what LRU would have hit."""
+        guard, now = self._guard, self._now
+        asked = hits = lru_hits = 0
+        hitting = lru_hitting = True
+        held: dict[int, int] = {}
+        for run in runs:
+            blocks = len(run.keys)
+            asked += blocks
+            hitting = hitting and run.level != GHOST and not run.fresh
+            hits += blocks * hitting
+            if lru_hitting:
+                last = run.last_use
+                left = 0
+                if run.uses:
+                    left = held[last] if last in held else guard.held(last)
+                    held[last] = max(0, left - blocks)
+                lru_hits += min(blocks, left)
+                lru_hitting = left >= blocks
+        for run in runs:
+            guard.note_use(now, run.last_use if run.uses else None, len(run.keys))
+        if guard.judge(asked, hits, lru_hits):
+            self._forget_worth()
+
+    def _are_alike(self, upper: Run, lower: Run) -> bool:
+        """Tell whether two runs of the chain just used need no telling apart."""
+        return (
+            upper.cell == lower.cell
+            and upper.level == lower.level != GHOST
+            and upper.children is not None
+            and sum(upper.children) == 1
         )
 
-    def _is_unused(self, key: Key) -> bool:
-        return any(key in queues[NEW] for queues in self._levels)
+    def _worth_of_new(self, keys: Sequence[Key], chain: Sequence[Key]) -> list[tuple[float, int]]:
+        """Return the worth of blocks that are to come, once used, with how many; the last last."""
+        uses_of = [0 if run is None else run.uses for run in self._table.runs_of(keys)]
+        new_blocks = sum(1 for run in self._table.runs_of(chain) if run is None or not run.uses)
+        found: list[tuple[float, int]] = []
+        ends = {key: end for end, key in enumerate(chain[:-END_CLASSES:-1])}
+        body = len(keys)
+        while body and keys[body - 1] in ends:
+            body -= 1
+        for uses, alike in groupby(uses_of[:body]):
+            use_class = _class_of(uses + 1, END_CLASSES - 1, new_blocks)
+            found.append((self._law.worth(use_class, 0), sum(1 for _ in alike)))
+        for key, uses in zip(keys[body:], uses_of[body:], strict=True):
+            found.append((self._law.worth(_class_of(uses + 1, ends[key], new_blocks), 0), 1))
+        return found
 
-    def _score(self, level: int, key: Key) -> float:
-        past = self._pasts.get(key)
-        if past is None:
-            return self._levels[level][NEW].stamp_of(key) + self._bonus[NEW]
-        return past.last_use + self._bonus[past.use_class]
+    def _select(
+        self, level: int, count: int, pinned: Collection[Key]
+    ) -> list[tuple[float, Run, int]]:
+        """Return runs, least worth first, with how many blocks of their ends may leave.
 
-    def _note_gap(self, pasts: list[_Past]) -> None:
-        """Sample how many requests ago the deepest known block of this one was used."""
-        for past in reversed(pasts):
-            if past.uses:
-                gap = self._now - past.last_use
-                self._gaps.append(gap)
-                insort(self._sorted_gaps, gap)
-                if len(self._gaps) > GAP_SAMPLES:
-                    self._sorted_gaps.remove(self._gaps.popleft())
-                return
+        A run comes after all that follow it at this level, as if these had left already.
+        """
+        if self._selected is not None:
+            # `victims` mostly follows an `admit` that looked at the same ones.
+            for_level, for_count, selected = self._selected
+            if for_level == level and for_count >= count and _are_loose(selected, pinned):
+                return selected
+        offers = self._offers[level]
+        offers.look(self._now)
+        found: list[tuple[float, Run, int]] = []
+        taken: list[Run] = []
+        left: dict[Run, int] = {}
+        freed: list[tuple[float, int, int, Run]] = []
+        total = 0
+        while total < count:
+            if freed and freed[0][0] <= offers.lowest:
+                worth, _, _, run = heapq.heappop(freed)
+            else:
+                worth = offers.lowest
+                offered = offers.take()
+                if offered is None:
+                    break
+                run = offered
+                if not run.is_leaf:
+                    continue  # it is offered again when it is one
+                taken.append(run)
+            blocks = len(run.keys)
+            if pinned:
+                blocks = _loose_end(run.keys, pinned)
+                if not blocks:
+                    if taken and taken[-1] is run:
+                        taken.pop()  # offered again when it is unpinned
+                    continue
+            found.append((worth, run, blocks))
+            total += blocks
+            parent = run.parent
+            if blocks == len(run.keys) and parent is not None and parent.level == level:
+                left[parent] = left.get(parent, 0) + 1
+                assert parent.children is not None
+                if sum(parent.children[: level + 1]) == left[parent]:
+                    if parent.queue is not None:
+                        parent.queue.discard(parent)
+                        offers.look(self._now)
+                    place = (offers.worth_of(parent), parent.last_use, len(left), parent)
+                    heapq.heappush(freed, place)
+        for run in taken:
+            offers.give_back(run)
+        self._selected = (level, total, found)
+        return found
 
-    def _relearn(self) -> None:
-        pool_born = sum(self._born)
-        pool = (sum(self._reused) + 1.0) / (pool_born + 2.0)
-        shares: list[float] = []
-        for born, reused in zip(self._born, self._reused, strict=True):
-            share = (reused + PRIOR_BLOCKS * pool) / (born + PRIOR_BLOCKS)
-            share = min(max(share, 1e-4), 1 - 1e-4)
-            shares.append(max(share, shares[-1]) if shares else share)
-        median = self._sorted_gaps[len(self._sorted_gaps) // 2] if self._sorted_gaps else 0
-        tau = median / math.log(2)
-        logits = [math.log(share / (1 - share)) for share in shares]
-        self._bonus = [self.frequency_weight * tau * (logit - logits[NEW]) for logit in logits]
-        self._born = [DECAY * born for born in self._born]
-        self._reused = [DECAY * reused for reused in self._reused]
+    def _hidden(self, level: int, chosen: set[Key], pinned: Collection[Key]) -> Iterator[Key]:
+        """Yield the rest: blocks before pinned ones, which leave when there is nothing else."""
+        for run in self._table.runs_at(level):
+            for key in reversed(run.keys):
+                if key not in chosen and key not in pinned:
+                    yield key
+
+    def _forget_worth(self) -> None:
+        for offers in self._offers:
+            offers.forget()
 
 
-def _by_score(head: tuple[float, int, int, list[Key]]) -> tuple[float, int]:
-    return head[:2]
+class _Offers:
+    """The runs that one level offers, a queue for each class, and what their first are worth.
+
+    Attributes:
+        lowest: The least worth of all.
+    """
+
+    def __init__(self, law: ReturnLaw, guard: Guard) -> None:
+        self.lowest = math.inf
+        self._law = law
+        self._guard = guard
+        self._now = 0
+        self._changed: set[int] = set()
+        self._queues = [RunQueue(number, self._changed) for number in range(NUM_CLASSES)]
+        self._worth = [math.inf] * NUM_CLASSES
+        self._until = [math.inf] * NUM_CLASSES  # when age changes it
+        self._next = math.inf
+
+    def push(self, run: Run) -> None:
+        """Offer a run that was used just now."""
+        self._queues[run.cell].push(run)
+
+    def give_back(self, run: Run) -> None:
+        """Offer a run in the place that its last use gives it."""
+        self._queues[run.cell].give_back(run)
+
+    def take(self) -> Run | None:
+        """Take out the run that is worth least."""
+        if self.lowest == math.inf:
+            return None
+        number = self._worth.index(self.lowest)
+        run = self._queues[number].first()
+        if run is not None:
+            self._queues[number].discard(run)
+        self.look(self._now)
+        return run
+
+    def worth_of(self, run: Run) -> float:
+        """Return what waiting for a run is worth, or how recent it is where LRU is followed."""
+        if self._guard.follows_lru or not self._law.lessons:
+            return run.last_use
+        return self._law.worth(run.cell, bisect_right(AGE_EDGES, self._now - run.last_use) - 1)
+
+    def look(self, now: int) -> None:
+        """Bring `lowest` up to date."""
+        self._now = now
+        if now >= self._next:
+            self._changed.update(n for n, until in enumerate(self._until) if until <= now)
+            self._next = min((until for until in self._until if until > now), default=math.inf)
+        if self._changed:
+            for number in self._changed:
+                self._look_at(number)
+            self._changed.clear()
+            self.lowest = min(self._worth)
+
+    def forget(self) -> None:
+        """Note that what was learned has changed."""
+        self._changed.update(range(NUM_CLASSES))
+
+    def _look_at(self, number: int) -> None:
+        run = self._queues[number].first()
+        if run is None:
+            self._worth[number] = self._until[number] = math.inf
+            return
+        self._worth[number] = self.worth_of(run)
+        age_bin = bisect_right(AGE_EDGES, self._now - run.last_use)
+        if age_bin >= NUM_BINS:
+            self._until[number] = math.inf
+            return
+        until = self._until[number] = run.last_use + AGE_EDGES[age_bin]
+        if until < self._next:
+            self._next = until
+
+
+def _are_loose(found: Sequence[tuple[float, Run, int]], pinned: Collection[Key]) -> bool:
+    """Tell whether none of the chosen blocks is pinned."""
+    return not pinned or all(
+        key not in pinned for _, run, blocks in found for key in run.keys[-blocks:]
+    )
+
+
+def _loose_end(keys: Sequence[Key], pinned: Collection[Key]) -> int:
+    """Return how many of the last keys are not pinned."""
+    loose = 0
+    for key in reversed(keys):
+        if key in pinned:
+            break
+        loose += 1
+    return loose
