@@ -7,14 +7,17 @@ from pathlib import Path
 from typing import Any
 
 from kvoffload import (
+    ARCPolicy,
     AsyncLRUManager,
     DiskTier,
+    FIFOPolicy,
     LRUOffloadManager,
     LRUPolicy,
     ManagerStats,
     MemoryTier,
     OffloadingManager,
     PrefetchingLRUManager,
+    S3FIFOPolicy,
     Tier,
     TieredLRUManager,
     WeightedLRUManager,
@@ -105,6 +108,21 @@ class TestRestartableTier(TierContract):
 class TestLRUPolicy(PolicyContract):
     def make_policy(self) -> LRUPolicy:
         return LRUPolicy()
+
+
+class TestFIFOPolicy(PolicyContract):
+    def make_policy(self) -> FIFOPolicy:
+        return FIFOPolicy()
+
+
+class TestS3FIFOPolicy(PolicyContract):
+    def make_policy(self) -> S3FIFOPolicy:
+        return S3FIFOPolicy()
+
+
+class TestARCPolicy(PolicyContract):
+    def make_policy(self) -> ARCPolicy:
+        return ARCPolicy()
 
 
 class TestWeightedPolicy(PolicyContract):

@@ -29,7 +29,10 @@ from .managers.tiered_lru_manager import TieredLRUManager as TieredLRUManager
 from .managers.weighted_lru_manager import WeightedLRUManager as WeightedLRUManager
 from .metrics import ManagerStats as ManagerStats
 from .metrics import TierStats as TierStats
+from .policy.arc import ARCPolicy as ARCPolicy
+from .policy.fifo import FIFOPolicy as FIFOPolicy
 from .policy.lru import LRUPolicy as LRUPolicy
+from .policy.s3fifo import S3FIFOPolicy as S3FIFOPolicy
 from .policy.weighted import WeightedPolicy as WeightedPolicy
 from .tiers.disk import DiskTier as DiskTier
 from .tiers.memory import MemoryTier as MemoryTier
@@ -56,6 +59,7 @@ from .types import Tier as Tier
 from .types import TierState as TierState
 
 __all__ = (
+    "ARCPolicy",
     "AsyncLRUManager",
     "BlockHash",
     "BlockLocation",
@@ -72,6 +76,7 @@ __all__ = (
     "DiskTier",
     "EventKind",
     "EvictionPolicy",
+    "FIFOPolicy",
     "FlushResult",
     "Key",
     "LRUEntry",
@@ -94,6 +99,7 @@ __all__ = (
     "PrepareStoreOutput",
     "RejectReason",
     "Request",
+    "S3FIFOPolicy",
     "SlotEntry",
     "StoreResult",
     "StoredBlock",

@@ -15,6 +15,9 @@ class Slots:
 
     free + in use + retired + useless = capacity, always.
 
+    One that could not be written is useless until as many others were written as there are: the
+    disk may be bad in that place for good, and each trial may cost a block.
+
     Attributes:
         capacity: How many there are.
         grows: Whether slots that were never taken can be; while not, nor can those that turned
@@ -23,7 +26,7 @@ class Slots:
 
     __slots__ = (
         *("_free", "_fresh", "_gone", "_held", "_retired", "_shown", "_spaceless", "_watches"),
-        *("_parked", "capacity", "grows"),
+        *("_failed", "_parked", "_shunned", "_until_retry", "capacity", "grows"),
     )
 
     def __init__(self, capacity: int) -> None:
@@ -31,6 +34,9 @@ class Slots:
         self.grows = True
         self._spaceless: set[int] = set()  # slots that the tier had no space for
         self._parked: list[int] = []  # of those, the ones given back since
+        self._failed: set[int] = set()  # slots in use that could not be written
+        self._shunned: list[int] = []  # the ones of those that were given back
+        self._until_retry = 0  # slots to write until they can be taken again
         self._fresh = 0  # slots from here on were never taken, and cost nothing yet
         # Given back and taken from the end, so that a batch gets neighbours in ascending order.
         self._free: list[int] = []
@@ -52,10 +58,11 @@ class Slots:
 
     @property
     def useless(self) -> int:
-        """Free slots that can't be taken, for the tier has no space for them."""
+        """Free slots that can't be taken: there is no space for them, or they failed."""
+        shunned = len(self._shunned)
         if self.grows:
-            return 0
-        return self.capacity - self._fresh + len(self._parked)
+            return shunned
+        return self.capacity - self._fresh + len(self._parked) + shunned
 
     @property
     def retired(self) -> int:
@@ -122,7 +129,7 @@ class Slots:
         """Give slots back: free again, retired while a view shows them, or useless."""
         if self._gone:
             self._collect()
-        if self._held or self._spaceless:
+        if self._held or self._spaceless or self._failed:
             for slot in reversed(slots):
                 if slot in self._held:
                     self._retired.add(slot)
@@ -130,6 +137,25 @@ class Slots:
                     self._release(slot)
         else:
             self._free.extend(reversed(slots))
+
+    def failed(self, slot: int) -> None:
+        """Note that a slot in use could not be written."""
+        if not self._failed and not self._shunned:
+            self._until_retry = self.capacity
+        self._failed.add(slot)
+
+    def tried(self, count: int) -> None:
+        """Note that so many slots were written, or failed."""
+        if self._failed or self._shunned:
+            self._until_retry -= count
+            if self._until_retry <= 0:
+                self.retry()
+
+    def retry(self) -> None:
+        """Let slots that could not be written be taken again, after all others."""
+        self._failed.clear()
+        self._free[:0] = self._shunned
+        self._shunned.clear()
 
     def lacks_space(self, slot: int) -> None:
         """Note that the tier had no space for a slot in use."""
@@ -167,7 +193,10 @@ class Slots:
                     self._release(slot)
 
     def _release(self, slot: int) -> None:
-        if slot in self._spaceless and not self.grows:
+        if slot in self._failed:
+            self._failed.discard(slot)
+            self._shunned.append(slot)
+        elif slot in self._spaceless and not self.grows:
             self._parked.append(slot)
         else:
             self._spaceless.discard(slot)

@@ -135,7 +135,7 @@ def test_a_cold_directory_of_other_blocks_is_status_2(
     ],
 )
 def test_sizes_may_have_units(text: str, size: int) -> None:
-    assert kvoffload.cli.replay._parse_size(text) == size
+    assert kvoffload.cli.replay.parse_size(text) == size
 
 
 def test_a_trace_is_replayed_in_part(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

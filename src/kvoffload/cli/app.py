@@ -12,6 +12,7 @@ from ..errors import OffloadError
 from . import EXIT_INTERRUPTED, EXIT_MISTAKE
 from .inspect import inspect
 from .replay import replay
+from .simulate import simulate
 
 app = typer.Typer(
     name="kvoffload",
@@ -22,6 +23,7 @@ app = typer.Typer(
 )
 app.command()(replay)
 app.command()(inspect)
+app.command()(simulate)
 
 
 def _show_version(wanted: bool) -> None:

@@ -130,7 +130,7 @@ def replay(
         raise ConfigError(f"--speed must be 0 or a positive number, not {speed}")
     setup = Setup(
         policy=policy,
-        block_bytes=_parse_size(block_bytes),
+        block_bytes=parse_size(block_bytes),
         hot=hot,
         warm=warm,
         cold=cold,
@@ -247,7 +247,8 @@ def _say_start(setup: Setup, workload: Workload, errors: Console) -> None:
         )
 
 
-def _parse_size(text: str) -> int:
+def parse_size(text: str) -> int:
+    """Return the bytes of a size like 64KiB."""
     match = re.fullmatch(r"\s*(\d+)\s*([A-Za-z]*)\s*", text, re.ASCII)
     factor = _UNITS.get(match[2].upper()) if match else None
     if match is None or factor is None:

@@ -52,6 +52,7 @@ class Durability:
         persistent = [level for level in index.levels if level.tier.persistent]
         if not persistent:
             return FlushResult(durable=0, not_durable=len(index.ready))
+        index.look()  # a disk that was full may have space again
         level = persistent[-1]
         volatile = self._volatile(level)
         if make_room:

@@ -6,11 +6,17 @@ from collections.abc import Callable
 
 from ..errors import ConfigError
 from ..types import EvictionPolicy
+from .arc import ARCPolicy as ARCPolicy
+from .fifo import FIFOPolicy as FIFOPolicy
 from .lru import LRUPolicy as LRUPolicy
+from .s3fifo import S3FIFOPolicy as S3FIFOPolicy
 from .weighted import WeightedPolicy as WeightedPolicy
 
 POLICIES: dict[str, Callable[[], EvictionPolicy]] = {
+    "arc": ARCPolicy,
+    "fifo": FIFOPolicy,
     "lru": LRUPolicy,
+    "s3fifo": S3FIFOPolicy,
     "weighted": WeightedPolicy,
 }
 """Policies that can be asked for by name."""

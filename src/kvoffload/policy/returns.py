@@ -15,9 +15,13 @@ DECAY = 0.99
 """What a count is still worth after a lesson."""
 PRIOR_BLOCKS = 100.0
 """Blocks' worth of belief that a class is like its group, and a group like all."""
-FIRST_GUESS = 0.1
-"""Share that returns at an age of which nothing is known."""
+FIRST_GUESS = 0.02
+"""Share that returns at once, as long as nothing is known."""
 MOST = 0.999
+
+
+STEPS = 3
+"""Ages in each bin for which the worth is told apart: else all of a bin would look alike."""
 
 
 def _age_edges() -> list[int]:
@@ -36,9 +40,20 @@ FIRST_SLOW_BIN = bisect_right(AGE_EDGES, EPOCH_REQUESTS - 1)
 _BIN_REQUESTS = np.diff([*AGE_EDGES, 2 * AGE_EDGES[-1]]).astype(float)
 
 
-def bin_of(age: int) -> int:
-    """Return the bin of an age in requests."""
-    return bisect_right(AGE_EDGES, age) - 1
+def _worth_ages() -> list[int]:
+    ages: list[int] = []
+    for start, end in zip(AGE_EDGES, [*AGE_EDGES[1:], AGE_EDGES[-1] + 1], strict=True):
+        ages += sorted({start + (end - start) * step // STEPS for step in range(STEPS)})
+    return ages
+
+
+WORTH_AGES = _worth_ages()
+"""From which ages on, in requests, the worth is another."""
+
+
+def step_of(age: int) -> int:
+    """Return the number of the last of `WORTH_AGES` that an age has reached."""
+    return bisect_right(WORTH_AGES, age) - 1
 
 
 class ReturnLaw:
@@ -70,12 +85,15 @@ class ReturnLaw:
         self._reached = [[0.0] * NUM_BINS for _ in range(num_classes)]
         self._cohorts: deque[dict[int, float]] = deque([{}])  # of this epoch and those before
         self._requests = 0
-        flat = [1.0] * NUM_BINS
+        flat = [1.0] * len(WORTH_AGES)
         self._worth = [flat] * num_classes
 
-    def worth(self, use_class: int, age_bin: int) -> float:
-        """Return the expected uses for each request of waiting."""
-        return self._worth[use_class][age_bin]
+    def worth(self, use_class: int, step: int) -> float:
+        """Return the expected uses for each request of waiting, from this step of age on.
+
+        With a `frequency_weight` other than 1, its logarithm, weighted.
+        """
+        return self._worth[use_class][step]
 
     def note_use(self, use_class: int, blocks: int) -> None:
         """Note that so many blocks were used, and belong to this class from now on."""
@@ -123,22 +141,27 @@ class ReturnLaw:
         for age_bin in range(1, FIRST_SLOW_BIN):
             reached[:, age_bin] = reached[:, age_bin - 1] - reused[:, age_bin - 1]
         np.maximum(reached, reused, out=reached)
-        everywhere = _hazard(reused.sum(0), reached.sum(0), FIRST_GUESS)
+        everywhere = np.empty(NUM_BINS)
+        guess = np.array(FIRST_GUESS)
+        for age_bin in range(NUM_BINS):  # of an age that none has reached: like the one before
+            guess = _hazard(reused[:, age_bin].sum(), reached[:, age_bin].sum(), guess)
+            everywhere[age_bin] = guess
         members = self._groups[:, None] == np.arange(self._groups.max() + 1)
         by_group = _hazard(members.T @ reused, members.T @ reached, everywhere)
         hazard = _hazard(reused, reached, by_group[self._groups])
         worth = _gittins(hazard)
         if self._weight != 1.0:
-            pooled = _gittins(everywhere[None])
-            worth = worth**self._weight * pooled ** (1 - self._weight)
-        self._worth = worth.tolist()
+            # Only the order counts, so that logarithms will do, which neither vanish nor overflow.
+            by_age = np.log(_gittins(everywhere[None]))
+            worth = by_age + self._weight * (np.log(worth) - by_age)
+        self._worth = [np.interp(WORTH_AGES, AGE_EDGES, row).tolist() for row in worth]
         for counts in (*self._reused, *self._reached):
             counts[:] = [DECAY * count for count in counts]
         self.lessons += 1
 
 
 def _hazard(
-    reused: NDArray[np.float64], reached: NDArray[np.float64], prior: float | NDArray[np.float64]
+    reused: NDArray[np.float64], reached: NDArray[np.float64], prior: NDArray[np.float64]
 ) -> NDArray[np.float64]:
     """Return the share that returns in each bin of those that reach it."""
     share = (reused + PRIOR_BLOCKS * prior) / (reached + PRIOR_BLOCKS)
@@ -146,10 +169,7 @@ def _hazard(
 
 
 def _gittins(hazard: NDArray[np.float64]) -> NDArray[np.float64]:
-    """Return the index of each row at the start of each bin.
-
-    Where a bin is the next one, its hazard alone, or what follows too: whichever ratio is higher.
-    """
+    """Return the index of each row at the start of each bin."""
     unused = np.cumprod(1 - hazard, axis=1)
     before = np.concatenate([np.ones((len(hazard), 1)), unused[:, :-1]], axis=1)
     uses = before * hazard

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import heapq
 import math
-from bisect import bisect_right
 from collections.abc import Collection, Iterator, Sequence
 from itertools import groupby, islice
 
@@ -12,7 +11,7 @@ from ..errors import ConfigError
 from ..types import Key
 from .guard import Guard
 from .lru import LRUPolicy
-from .returns import AGE_EDGES, NUM_BINS, ReturnLaw
+from .returns import WORTH_AGES, ReturnLaw, step_of
 from .runs import GHOST, Run, RunQueue, RunTable
 
 GHOSTS_PER_SLOT = 3
@@ -388,7 +387,7 @@ class _Offers:
         """Return what waiting for a run is worth, or how recent it is where LRU is followed."""
         if self._guard.follows_lru or not self._law.lessons:
             return run.last_use
-        return self._law.worth(run.cell, bisect_right(AGE_EDGES, self._now - run.last_use) - 1)
+        return self._law.worth(run.cell, step_of(self._now - run.last_use))
 
     def look(self, now: int) -> None:
         """Bring `lowest` up to date."""
@@ -412,11 +411,11 @@ class _Offers:
             self._worth[number] = self._until[number] = math.inf
             return
         self._worth[number] = self.worth_of(run)
-        age_bin = bisect_right(AGE_EDGES, self._now - run.last_use)
-        if age_bin >= NUM_BINS:
+        step = step_of(self._now - run.last_use) + 1
+        if step >= len(WORTH_AGES):
             self._until[number] = math.inf
             return
-        until = self._until[number] = run.last_use + AGE_EDGES[age_bin]
+        until = self._until[number] = run.last_use + WORTH_AGES[step]
         if until < self._next:
             self._next = until
 

@@ -146,7 +146,7 @@ class Blocks:
         payloads: Sequence[memoryview],
         keys: Sequence[bytes],
         sequences: Sequence[int],
-        outcomes: list[OSError | None],
+        tell: Callable[[Sequence[OSError | None]], None],
         work: Work,
         *,
         sync: Callable[[], None] | None = None,
@@ -158,11 +158,14 @@ class Blocks:
             payloads: A payload for each.
             keys: A key for each.
             sequences: A sequence number for each.
-            outcomes: Gets one a slot at the end; one with an error holds no block or, where its
-                old record could not be blanked, still the old one.
-            work: The call that this is part of; if it is given up, its slots end up blank.
+            tell: Gets one outcome a slot at the moment when the blocks are there for `read`. A
+                slot with an error holds no block; but where its record could not be blanked, the
+                old one or this one may be back after a restart.
+            work: The call that this is part of; if it is given up, its slots end up blank, and
+                nobody is told.
             sync: Makes what was written durable, where that must be before anybody sees it.
         """
+        lost_before = self._slabs.lost
         results = self.erase(slots)
         checksums = [0] * len(slots)
         tags = [b""] * len(slots)
@@ -196,12 +199,19 @@ class Blocks:
         self._catalog.blank[targets] = False
         for i, error in zip(whole, self._records.write(targets, packed), strict=True):
             results[i] = error
+        lost = self._slabs.lost
+        if lost is not lost_before:
+            # The sync that failed meanwhile may have dropped these payloads, and not known of them.
+            results = [lost if result is None else result for result in results]
         if sync is not None:
             try:
                 sync()
             except OSError as exc:
                 results = [exc if result is None else result for result in results]
         written = [i for i in whole if results[i] is None]
+        # A record that is reported as failed may have been written all the same. Where it can't be
+        # blanked now, it is when the slot is erased or written again.
+        self.erase([slots[i] for i in whole if results[i] is not None])
 
         def publish() -> None:
             there = [slots[i] for i in written]
@@ -210,12 +220,9 @@ class Blocks:
             if self._vault is not None:
                 for i in written:
                     self._vault.note(records[i])
-            outcomes[:] = results
+            tell(results)
 
-        if work.publish(publish):
-            # A record that is reported as failed may have been written all the same.
-            self.erase([slots[i] for i in whole if results[i] is not None])
-        else:
+        if not work.publish(publish):
             self.erase(targets)
 
     def erase(self, slots: Sequence[int]) -> list[OSError | None]:

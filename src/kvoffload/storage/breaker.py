@@ -10,8 +10,8 @@ from time import monotonic
 class Breaker:
     """Opens after some failures in a row; then lets one attempt through now and again.
 
-    Each attempt that fails doubles the time until the next, from `retry_s` to `most_retry_s`
-    seconds; one that succeeds closes it.
+    If that fails, the time until the next doubles, from `retry_s` to `most_retry_s` seconds; any
+    success closes it. Failures of what was under way when it opened say nothing new.
     """
 
     def __init__(
@@ -31,6 +31,7 @@ class Breaker:
         self._in_a_row = 0
         self._delay = 0.0
         self._retry_at: float | None = None  # None while closed
+        self._trying = False  # an attempt was let through, and its failure is not known yet
 
     @property
     def is_open(self) -> bool:
@@ -52,6 +53,7 @@ class Breaker:
                 if self._clock() < self._retry_at:
                     return False
                 self._retry_at = self._clock() + self._delay
+                self._trying = True
         return True
 
     def failed(self) -> bool:
@@ -61,7 +63,13 @@ class Breaker:
             if self._in_a_row < self._failures:
                 return False
             opened = self._retry_at is None
-            self._delay = self._retry_s if opened else min(2 * self._delay, self._most_retry_s)
+            if opened:
+                self._delay = self._retry_s
+            elif self._trying:
+                self._delay = min(2 * self._delay, self._most_retry_s)
+            else:
+                return False
+            self._trying = False
             self._retry_at = self._clock() + self._delay
             return opened
 
@@ -73,4 +81,5 @@ class Breaker:
             self._in_a_row = 0
             closed = self._retry_at is not None
             self._retry_at = None
+            self._trying = False
             return closed

@@ -61,11 +61,17 @@ class DirectoryLock:
         """Make sure that the directory is there still.
 
         Raises:
-            OSError: It was removed, and files that are open with it: they end with the process.
+            OSError: It was removed, and files that are open with it: they end with the process. Or
+                it was renamed, and its path may lead into another tier.
         """
-        if self._fd is not None and not self._layer.links(self._fd):
-            what = "it was removed while it was open"
-            raise FileNotFoundError(errno.ENOENT, what, str(self._directory))
+        if self._fd is None:
+            return
+        with suppress(FileNotFoundError):
+            here = (self._directory / "lock").stat()
+            if self._layer.links(self._fd) and os.path.samestat(here, os.fstat(self._fd)):
+                return
+        what = "it was moved or removed while it was open"
+        raise FileNotFoundError(errno.ENOENT, what, str(self._directory))
 
     def release(self) -> None:
         """Let go, if it is held."""

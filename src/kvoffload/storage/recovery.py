@@ -219,8 +219,22 @@ class Store:
     def sync(self) -> None:
         """Make every payload and record written so far survive a power loss."""
         self.lock.check()
-        self.slabs.sync()
+        self.sync_slabs()
         self.records.sync()
+
+    def sync_slabs(self) -> None:
+        """Make every payload written so far survive a power loss.
+
+        Of those that the disk lost, the records are blanked: else the next session would find
+        them good, and have nothing left to sync. Until then the system may still show the blocks.
+        """
+        try:
+            self.slabs.sync()
+        except OSError:
+            slots = self.slabs.take_doubtful()
+            errors = self.records.write(slots, [memoryview(fmt.BLANK_RECORD)] * len(slots))
+            self.slabs.doubt(slot for slot, error in zip(slots, errors, strict=True) if error)
+            raise
 
     def close(self) -> None:
         """Close all files and let go of the lock; nobody may be using them."""
@@ -332,6 +346,8 @@ def recover(store: Store, num_blocks: int) -> Recovered:
     records.reserve(num_blocks)  # or payloads would take the space of their own records
     slabs.truncate(num_blocks)
     records.sync()
+    if not clean:
+        _write_again(records, num_blocks, gone)
 
     report = RecoveryReport(
         clean=clean,
@@ -469,10 +485,26 @@ def _move_down(
         moved[slot] = memoryview(fmt.pack_record(replace(record, slot=slot)))
         slots[at] = slot
     if len(outside):
-        store.slabs.sync()  # else, after a power loss, a record without its payload may win
+        store.sync_slabs()  # else, after a power loss, a record without its payload may win
         raise_first(store.records.write(list(moved), list(moved.values())))
         store.sync()  # before the old places go away
     return slots, lost
+
+
+def _write_again(records: SlotFiles, num_blocks: int, done: fmt.Slots) -> None:
+    """Have the next sync include what another session wrote to the records, but for these slots.
+
+    Erasures too. It does not do to sync the file: where a sync has failed, the system takes what
+    it could not write for written, and would call the next one a success.
+    """
+    # Where the file has no space of its own, nobody wrote, and there may be none.
+    slots = np.setdiff1d(np.flatnonzero(records.filled_bytes(num_blocks)), done)
+    for start in range(0, len(slots), _SCAN_SLOTS):
+        piece = slots[start : start + _SCAN_SLOTS].tolist()
+        data = memoryview(bytearray(len(piece) * fmt.SECTOR_BYTES))
+        sectors = [data[at : at + fmt.SECTOR_BYTES] for at in range(0, len(data), fmt.SECTOR_BYTES)]
+        raise_first(records.read(piece, sectors))
+        raise_first(records.write(piece, sectors))
 
 
 def _tell(path: Path, report: RecoveryReport, *, ordered: bool) -> None:

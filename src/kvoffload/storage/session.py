@@ -16,6 +16,8 @@ from typing import TypeVar
 
 from aiofiles.os import wrap
 
+from ..errors import ClosedError
+from ..signals import Signal
 from ..types import StoredBlock
 from . import format as fmt
 from .blocks import Blocks
@@ -48,12 +50,14 @@ class Limits:
 
 
 class Role(Enum):
-    """What a call does to its slots."""
+    """What a call does, to its slots or to all."""
 
+    OPEN = "open"
     READ = "read"
     WRITE = "write"
     ERASE = "erase"
-    OTHER = "other"
+    SYNC = "sync"
+    CLOSE = "close"
 
 
 class Session:
@@ -91,6 +95,8 @@ class Session:
         self._space: Space | None = None
         # Calls that nobody waits for any more, with their slots and what they do to them.
         self._drifting: dict[Call, tuple[frozenset[int], Role]] = {}
+        self._syncing: Call | None = None  # the last one that syncs
+        self._changed = Signal()  # one of these is back, or given up
         self._waiters: list[Future[None]] = []
 
     # On the event loop
@@ -100,38 +106,43 @@ class Session:
         work: Callable[[Call], _T],
         *,
         slots: Sequence[int] = (),
-        role: Role = Role.OTHER,
+        role: Role,
     ) -> _T:
         """Make a call on the threads; it goes on when this is cancelled.
 
         Args:
             work: What to do.
             slots: Slots that it reads or changes.
-            role: What it does to them; reads go ahead of others that wait for a thread.
+            role: What it does; reads go ahead of others that wait for a thread.
 
         Raises:
-            TimeoutError: A file operation took too long.
+            ClosedError: The tier was closed before the call's turn came.
+            OSError: It could not be made, or failed as a whole; `TimeoutError` where a file
+                operation took too long.
         """
-        if self._drifting:
-            await self._wait_for_drifting(slots, role)
+        await self._wait_for_turn(slots, role)
         call = Call(self.threads, urgent=role is Role.READ)
-        timer = Timer(call, self._limits.io_timeout_s)
+        timer = Timer(call, self._limits.io_timeout_s, self._changed.fire)
+        if self._syncs(role):
+            self._syncing = call
+            self._when_back(call, self._changed.fire)
         try:
             return await wrap(partial(work, call))(executor=call)
         except asyncio.CancelledError:
-            self._let_drift(call, slots, role)
+            self._let_drift(call, slots, role, timer)
             raise
         except TimeoutError:
             if call.given_up:
-                self._let_drift(call, slots, role)
+                self._let_drift(call, slots, role, timer)
             raise
         finally:
-            timer.stop()
+            if call not in self._drifting:
+                timer.stop()
 
     @property
-    def stuck_calls(self) -> int:
-        """Calls that took too long, and whose threads are not back."""
-        return sum(call.given_up for call in list(self._drifting))
+    def stuck_threads(self) -> int:
+        """Threads that are not back from calls that took too long."""
+        return sum(len(call.inside) for call in list(self._drifting) if call.given_up)
 
     async def let_go(self) -> None:
         """Wait until the files are closed.
@@ -141,7 +152,7 @@ class Session:
         """
         released = asyncio.wrap_future(self.when_released())
         while not (await asyncio.wait([released], timeout=self._limits.io_timeout_s))[0]:
-            if self.stuck_calls:
+            if self.stuck_threads:
                 raise TimeoutError(errno.ETIMEDOUT, "the disk does not answer")
 
     # On a thread
@@ -159,7 +170,7 @@ class Session:
             self._space = Space(
                 store.layer,
                 store.path,
-                store.slabs.filled_slots(num_blocks),
+                store.slabs.filled_bytes(num_blocks),
                 slot_bytes=store.slabs.slot_bytes,
                 min_free_bytes=self._limits.min_free_bytes,
                 growth=self._growth,
@@ -194,6 +205,7 @@ class Session:
         """Write payloads and records; one outcome a slot."""
         store, blocks = self._open()
         assert self._space is not None
+        sizes = list(map(len, payloads))
         if not self._writes.allows():
             outcomes[:] = [
                 OSError(errno.EAGAIN, "writes failed over and over; they are tried again later")
@@ -201,13 +213,19 @@ class Session:
             return
         try:
             store.lock.check()
+            admitted = self._space.admit(slots, sizes)
         except OSError as exc:
             outcomes[:] = [exc] * len(slots)
             self._writes.failed()
             return
-        admitted = self._space.admit(slots)
         todo = [n for n, refusal in enumerate(admitted) if refusal is None]
-        written = [outcomes[n] for n in todo]
+        results = [refusal or outcomes[n] for n, refusal in enumerate(admitted)]
+
+        def tell(written: Sequence[OSError | None]) -> None:
+            for n, outcome in zip(todo, written, strict=True):
+                results[n] = outcome
+            outcomes[:] = results
+
         try:
             if todo:
                 blocks.write(
@@ -215,26 +233,24 @@ class Session:
                     [payloads[n] for n in todo],
                     [keys[n] for n in todo],
                     [sequence + n for n in todo],
-                    written,
+                    tell,
                     call,
                     sync=store.sync if self._limits.sync_always else None,
                 )
+            else:
+                call.publish(partial(tell, ()))
         finally:
-            results = list(admitted)
-            for n, outcome in zip(todo, written, strict=True):
-                results[n] = outcome
             if not call.given_up:
                 self._judge(slots, results)
-            self._space.settle(slots, admitted, results)
-        call.publish(lambda: outcomes.__setitem__(slice(None), results))
+            self._space.settle(slots, sizes, admitted, results)
 
-    def erase(self, slots: list[int], outcomes: list[OSError | None], _: Call) -> None:
-        """Blank records; one outcome a slot."""
+    def erase(self, slots: list[int], _: Call) -> list[OSError | None]:
+        """Blank records; return one outcome a slot."""
         store, blocks = self._open()
-        results = blocks.erase(slots)
+        outcomes = blocks.erase(slots)
         if self._limits.sync_always:
             store.sync()
-        outcomes[:] = results
+        return outcomes
 
     def flush(self, _: Call) -> None:
         """Sync everything."""
@@ -243,7 +259,7 @@ class Session:
     def finish(self, order: Sequence[int], call: Call) -> None:
         """Wait for the other calls, sync, note that all is well, and close."""
         interval = (self._limits.io_timeout_s or 60.0) / 8
-        self.threads.wait_for_others(lambda: self.stuck_calls > 0, interval)
+        self.threads.wait_for_others(lambda: self.stuck_threads > 0, interval)
         try:
             store, blocks = self._open()
             number = self._header.generation + 1
@@ -271,32 +287,61 @@ class Session:
 
     # Inside
 
-    def _let_drift(self, call: Call, slots: Sequence[int], role: Role) -> None:
-        """Keep slots to a call that goes on without its caller, until its thread is back."""
+    def _syncs(self, role: Role) -> bool:
+        changes = role in (Role.WRITE, Role.ERASE)
+        return role is Role.SYNC or (changes and self._limits.sync_always)
+
+    def _let_drift(self, call: Call, slots: Sequence[int], role: Role, timer: Timer) -> None:
+        """Keep slots to a call that goes on without its caller, until its thread is back.
+
+        It is still watched, for who was cancelled does not tell that it is stuck.
+        """
         self._drifting[call] = (frozenset(slots), role)
+
+        def forget() -> None:
+            timer.stop()
+            del self._drifting[call]
+            self._changed.fire()
+
+        self._when_back(call, forget)
+        self._changed.fire()
+
+    def _when_back(self, call: Call, then: Callable[[], None]) -> None:
+        """Do something on the event loop when no thread is in a call any more."""
         loop = asyncio.get_running_loop()
 
         def tell(_: Future[None]) -> None:
             with suppress(RuntimeError):  # the loop was closed meanwhile
-                loop.call_soon_threadsafe(self._drifting.pop, call, None)
+                loop.call_soon_threadsafe(then)
 
         call.back.add_done_callback(tell)
 
-    async def _wait_for_drifting(self, slots: Sequence[int], role: Role) -> None:
-        if self.stuck_calls >= self.threads.most:
-            raise TimeoutError(errno.ETIMEDOUT, "every thread is stuck in an earlier call")
-        for call in [
+    async def _wait_for_turn(self, slots: Sequence[int], role: Role) -> None:
+        """Wait, where it costs no thread, until nothing is in the way of a call."""
+        while True:
+            if self.stuck_threads >= self.threads.most:
+                raise TimeoutError(errno.ETIMEDOUT, "every thread is stuck in an earlier call")
+            in_the_way = self._in_the_way(slots, role)
+            if not in_the_way:
+                return
+            if any(call.given_up for call in in_the_way):
+                raise TimeoutError(errno.ETIMEDOUT, "an earlier call for it is stuck")
+            await self._changed.wait()
+            if self.closing:
+                # The last call is queued already, and waits for nobody who comes after it.
+                raise ClosedError(f"tier {self._tier!r} was closed meanwhile")
+
+    def _in_the_way(self, slots: Sequence[int], role: Role) -> list[Call]:
+        """Return the calls that must be back before one for these slots is made."""
+        calls = [
             call
             for call, (theirs, their_role) in self._drifting.items()
-            if not (call.back.done() or theirs.isdisjoint(slots))
-            and _collide(role, their_role, stuck=call.given_up)
-        ]:
-            if not call.given_up:
-                with suppress(TimeoutError):
-                    async with asyncio.timeout(self._limits.io_timeout_s):
-                        await wait_for(call.back)
-            if not call.back.done():
-                raise TimeoutError(errno.ETIMEDOUT, "an earlier call for it is stuck")
+            if not theirs.isdisjoint(slots) and _collide(role, their_role, stuck=call.given_up)
+        ]
+        if self._syncing is not None and self._syncs(role):
+            # They go one after the other anyway; in threads, which others need, if not here.
+            calls.append(self._syncing)
+        return [call for call in calls if not call.back.done()]
 
     def _judge(self, slots: list[int], results: list[OSError | None]) -> None:
         """Tell the breaker how a write went, but for what a full disk explains."""
@@ -306,11 +351,12 @@ class Session:
             for slot, error in zip(slots, results, strict=True)
             if error is not None and not (is_full(error) and not self._space.is_filled(slot))
         ]
-        if bad:
-            if self._writes.failed():
-                _log.warning("tier %r stops storing for a while: %s", self._tier, bad[0])
-        elif any(error is None for error in results) and self._writes.succeeded():
-            _log.info("tier %r stores again", self._tier)
+        if any(error is None for error in results):
+            # Then a bad place or two are no reason to store nowhere.
+            if self._writes.succeeded():
+                _log.info("tier %r stores again", self._tier)
+        elif bad and self._writes.failed():
+            _log.warning("tier %r stops storing for a while: %s", self._tier, bad[0])
 
     def _notify(self) -> None:
         # Two threads may be here at once; each waiter is popped by one of them.
@@ -347,10 +393,10 @@ def _collide(role: Role, drifting: Role, *, stuck: bool) -> bool:
 class Timer:
     """Gives a call up when one of its file operations takes too long; for the event loop."""
 
-    def __init__(self, call: Call, limit_s: float | None) -> None:
-        """Start; `None` is no limit."""
+    def __init__(self, call: Call, limit_s: float | None, told: Callable[[], None]) -> None:
+        """Start; `None` is no limit. Who is `told` hears of it when it gave the call up."""
         self._call = call
-        self._limit_s = limit_s
+        self._told = told
         self._handle: asyncio.TimerHandle | None = None
         if limit_s is not None:
             self._handle = asyncio.get_running_loop().call_later(limit_s, self._check, limit_s)
@@ -367,17 +413,5 @@ class Timer:
             self._handle = loop.call_later(left, self._check, limit_s)
         else:
             what = f"the disk did not answer within io_timeout_s={limit_s:g} s"
-            self._call.give_up(TimeoutError(errno.ETIMEDOUT, what))
-
-
-async def wait_for(done: Future[None]) -> None:
-    """Wait for a future of another thread without ever cancelling it."""
-    loop = asyncio.get_running_loop()
-    event = asyncio.Event()
-
-    def tell(_: Future[None]) -> None:
-        with suppress(RuntimeError):  # the loop was closed meanwhile
-            loop.call_soon_threadsafe(event.set)
-
-    done.add_done_callback(tell)
-    await event.wait()
+            if self._call.give_up(TimeoutError(errno.ETIMEDOUT, what)):
+                self._told()

@@ -9,11 +9,12 @@ import errno
 import os
 import threading
 from collections import OrderedDict
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
 import numpy as np
+from numpy.typing import NDArray
 
 from ..aligned import ALIGNMENT, address_of, aligned_empty, round_up
 from ..types import ByteArray
@@ -40,6 +41,7 @@ class SlotFiles:
         direct: Bypass the page cache. Buffers that are not aligned for it go through others that
             are, by a copy. Set before the first file is opened.
         read_only: Open files to be read alone. Set before too.
+        lost: Why what was written may never reach the disk, once a sync has failed. It stays so.
     """
 
     def __init__(
@@ -64,6 +66,7 @@ class SlotFiles:
         """
         self.direct = False
         self.read_only = False
+        self.lost: OSError | None = None
         self._layer = layer
         self._directory = directory
         self._file_name = file_name
@@ -73,10 +76,12 @@ class SlotFiles:
         self._lock = threading.Lock()
         self._fds: OrderedDict[int, int] = OrderedDict()  # least recently used first
         self._users: dict[int, int] = {}
+        self._turns: dict[int, threading.Lock] = {}  # to open a file
         self._sync_lock = threading.Lock()
-        self._dirty: set[int] = set()
+        # By file, which of its slots were written since its last good sync.
+        self._dirty: dict[int, bytearray] = {}
+        self._doubtful: set[int] = set()
         self._new_names = False
-        self._lost: OSError | None = None
         self._filler = new_filler()
         self._own = threading.local()
 
@@ -126,25 +131,35 @@ class SlotFiles:
         """Make every `write` that has returned survive a power loss.
 
         Raises:
-            OSError: It could not be made sure. It can't be from then on either: the system drops
-                what it failed to write, and would call the next try a success.
+            OSError: It could not be made sure. Where a file could not even be opened, the next
+                try may do it. Else it can't be from then on: the system drops what it failed to
+                write, and would call the next try a success.
         """
         with self._sync_lock:  # a second caller must not return before the first one's is done
-            if self._lost is not None:
+            if self.lost is not None:
                 what = "an earlier write never reached the disk"
-                raise OSError(self._lost.errno, what, self._lost.filename) from self._lost
+                raise OSError(self.lost.errno, what, self.lost.filename) from self.lost
             with self._lock:
-                dirty, self._dirty = sorted(self._dirty), set()
-                new_names, self._new_names = self._new_names, False
-            try:
-                for index in dirty:
-                    with self._opened(index, create=False) as fd:
-                        self._layer.sync(fd)
-                if new_names:
-                    self._sync_names()
-            except OSError as exc:
-                self._lost = exc
-                raise
+                dirty = sorted(self._dirty)
+            for index in dirty:
+                self._sync_file(index)
+            if self._new_names:
+                self._sync_names()
+
+    def take_doubtful(self) -> list[int]:
+        """Return, once each, the slots that may have lost what was written to them.
+
+        They were written before a sync of their file that failed, and since the last good one. Who
+        writes meanwhile learns from `lost`, before and after, that it may have met those as well.
+        """
+        with self._lock:
+            doubtful, self._doubtful = self._doubtful, set()
+        return sorted(doubtful)
+
+    def doubt(self, slots: Iterable[int]) -> None:
+        """Have `take_doubtful` return these slots too."""
+        with self._lock:
+            self._doubtful.update(slots)
 
     def truncate(self, num_slots: int, *, extend: bool = False) -> None:
         """Cut off, or remove, what lies beyond this many slots; leave other files alone.
@@ -169,8 +184,7 @@ class SlotFiles:
             if size > bound or (extend and index == last and size < bound):
                 with self._opened(index, create=extend) as fd:
                     self._layer.truncate(fd, bound)
-                    with self._lock:
-                        self._dirty.add(index)
+                    self._mark(index)
 
     def reserve(self, num_slots: int) -> None:
         """Give the first file its space up to this many slots, where there is that much.
@@ -199,24 +213,28 @@ class SlotFiles:
                     extents[index] = self._layer.size(fd)
         return extents
 
-    def filled_slots(self, num_slots: int) -> np.ndarray[tuple[int], np.dtype[np.bool_]]:
-        """Return which slots have their whole space on the disk already.
+    def filled_bytes(self, num_slots: int) -> NDArray[np.int64]:
+        """Return how many bytes of each slot, from its start, have space on the disk already.
 
         Raises:
             OSError: It failed.
         """
-        filled_slots = np.zeros(num_slots, np.bool_)
+        filled_bytes = np.zeros(num_slots, np.int64)
         for index in self.extents():
             with self._opened(index, create=False) as fd:
                 for start, end in self._layer.data_spans(fd):
                     first = index * self.slots_per_file + -(-start // self.slot_bytes)
-                    last = index * self.slots_per_file + end // self.slot_bytes
-                    filled_slots[first:last] = True
-        return filled_slots
+                    last, rest = divmod(end, self.slot_bytes)
+                    last += index * self.slots_per_file
+                    filled_bytes[first:last] = self.slot_bytes
+                    if rest and first <= last < num_slots:
+                        filled_bytes[last] = rest
+        return filled_bytes
 
     def distrust(self) -> None:
         """Have the next `sync` include what another process wrote and may not have synced."""
-        self._dirty.update(self.extents())
+        for index, size in self.extents().items():
+            self._mark(index, 0, -(-size // self.slot_bytes))
         self._new_names = True
 
     def close(self) -> None:
@@ -265,8 +283,7 @@ class SlotFiles:
                         errors = move(fd, views, first * self.slot_bytes, transfer, writing)
                         if writing:
                             # Not earlier: a sync that runs meanwhile would take the mark away.
-                            with self._lock:
-                                self._dirty.add(index)
+                            self._mark(index, first, len(run))
                 except OSError as exc:
                     errors = [exc] * len(run)
                 for position, error in zip(run, errors, strict=True):
@@ -332,13 +349,14 @@ class SlotFiles:
     @contextmanager
     def _opened(self, index: int, *, create: bool) -> Iterator[int]:
         with self._lock:
+            self._users[index] = self._users.get(index, 0) + 1  # from here on it is not closed
             fd = self._fds.get(index)
-            if fd is None:
-                fd = self._fds[index] = self._open(index, create)
-            self._fds.move_to_end(index)
-            self._users[index] = self._users.get(index, 0) + 1
-            self._close_surplus()
+            if fd is not None:
+                self._fds.move_to_end(index)
         try:
+            if fd is None:
+                fd = self._open(index, create)
+            self._close_surplus()
             yield fd
         except OSError as exc:
             exc.filename = exc.filename or str(self._path(index))
@@ -350,6 +368,18 @@ class SlotFiles:
                     del self._users[index]
 
     def _open(self, index: int, create: bool) -> int:
+        """Open a file that a thread uses; only who needs this very one waits, for it may hang."""
+        with self._lock:
+            turn = self._turns.setdefault(index, threading.Lock())
+        with turn:
+            fd = self._fds.get(index)
+            if fd is None:
+                fd = self._open_anew(index, create)
+                with self._lock:
+                    self._fds[index] = fd
+        return fd
+
+    def _open_anew(self, index: int, create: bool) -> int:
         path = self._path(index)
         access = os.O_RDONLY if self.read_only else os.O_RDWR
         flags = access | (O_DIRECT if self.direct else 0)
@@ -359,36 +389,70 @@ class SlotFiles:
             if not create:
                 raise
         fd = self._layer.open(path, flags | os.O_CREAT)
-        self._new_names = True
+        with self._lock:
+            self._new_names = True
         return fd
 
     def _close_surplus(self) -> None:
         if len(self._fds) <= self._max_open:
             return
-        idle = [index for index in self._fds if index not in self._users]
-        for index in idle[: len(self._fds) - self._max_open]:
+        with self._lock:
+            idle = [index for index in self._fds if index not in self._users]
+            surplus = idle[: max(0, len(self._fds) - self._max_open)]
+            fds = [self._fds.pop(index) for index in surplus]
+        for index, fd in zip(surplus, fds, strict=True):
             # A later sync opens it again: the system writes back by file, not by descriptor.
             try:
                 with naming(self._path(index)):
-                    self._layer.close(self._fds.pop(index))
+                    self._layer.close(fd)
             except OSError as exc:
-                self._lost = exc
+                self._lose(exc, index)
 
     def _remove(self, index: int) -> None:
         with self._lock:
             if index in self._fds and index not in self._users:
                 self._layer.close(self._fds.pop(index))
             self._layer.unlink(self._path(index))
-            self._dirty.discard(index)
+            self._dirty.pop(index, None)
             self._new_names = True
+
+    def _mark(self, index: int, first: int = 0, count: int = 0) -> None:
+        """Note that a file was changed, and which of its slots."""
+        with self._lock:
+            marks = self._dirty.setdefault(index, bytearray())
+            marks.extend(bytes(max(0, first + count - len(marks))))
+            marks[first : first + count] = b"\1" * count
+
+    def _sync_file(self, index: int) -> None:
+        with self._opened(index, create=False) as fd:
+            with self._lock:
+                marks = self._dirty.pop(index)
+            try:
+                self._layer.sync(fd)
+            except OSError as exc:
+                self._lose(exc, index, marks)
+                raise
 
     def _sync_names(self) -> None:
         fd = self._layer.open(self._directory, os.O_RDONLY | os.O_DIRECTORY)
         try:
+            with self._lock:
+                self._new_names = False
             with naming(self._directory):
                 self._layer.sync(fd, names=True)
+        except OSError as exc:
+            self.lost = exc
+            raise
         finally:
             self._layer.close(fd)
+
+    def _lose(self, error: OSError, index: int, marks: bytearray | bytes = b"") -> None:
+        """Note that a file lost what was written to slots marked so, or marked meanwhile."""
+        with self._lock:
+            self.lost = error
+            for each in (marks, self._dirty.get(index, b"")):
+                slots = np.flatnonzero(np.frombuffer(each, np.bool_))
+                self._doubtful.update((index * self.slots_per_file + slots).tolist())
 
     def _path(self, index: int) -> Path:
         return self._directory / self._file_name(index)

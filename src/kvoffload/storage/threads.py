@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import threading
 from collections import deque
 from collections.abc import Callable, Iterable
@@ -28,6 +29,7 @@ class Call(Executor):
     Attributes:
         given_up: Its caller doesn't wait any more.
         back: Done when no thread is in it any more, however it ended.
+        inside: The threads that are in it.
     """
 
     def __init__(self, threads: Threads, *, urgent: bool = False) -> None:
@@ -35,6 +37,7 @@ class Call(Executor):
         self.urgent = urgent
         self.given_up = False
         self.back: Future[None] = Future()
+        self.inside: set[int] = set()
         self._threads = threads
         self._give_up: Callable[[Exception], bool] | None = None
         self._run: Callable[[], None] | None = None
@@ -43,7 +46,12 @@ class Call(Executor):
         self._operations: dict[int, float] = {}  # file calls under way: thread, since when
 
     def submit(self, fn: Callable[_P, _T], /, *args: _P.args, **kwargs: _P.kwargs) -> Future[_T]:
-        """Queue the function."""
+        """Queue the function.
+
+        Raises:
+            OSError: There is no thread for it.
+            RuntimeError: The threads are retired.
+        """
         future: Future[_T] = Future()
 
         def run() -> None:
@@ -65,7 +73,12 @@ class Call(Executor):
 
         self._give_up = lambda exc: _fail(future, exc)
         self._run = run
-        self._threads.enqueue(self)
+        try:
+            self._threads.enqueue(self)
+        except BaseException:
+            self._run = self._give_up = None
+            self.back.set_result(None)
+            raise
         return future
 
     def give_up(self, error: Exception) -> bool:
@@ -102,7 +115,13 @@ class Call(Executor):
     def enter(self) -> None:
         """Note that this thread begins to work on it."""
         _here.call = self
+        self.inside.add(threading.get_ident())
         self._last_sign = monotonic()
+
+    def exit(self) -> None:
+        """Note that this thread works on it no more."""
+        _here.call = None
+        self.inside.discard(threading.get_ident())
 
     def begin(self) -> None:
         """Note that this thread begins a file operation."""
@@ -122,7 +141,7 @@ class Call(Executor):
         finally:
             with self._lock:
                 self._run = self._give_up = None  # and with them the buffers
-            _here.call = None
+            self.exit()
             self._threads.leave(self)
 
 
@@ -145,7 +164,7 @@ class Helper:
             self.error = exc
         finally:
             self._work = None
-            _here.call = None
+            self.call.exit()
             self.done.set()
 
 
@@ -180,6 +199,7 @@ class Threads:
         """Queue a call.
 
         Raises:
+            OSError: There is no thread, and the system starts none; the call isn't queued.
             RuntimeError: They are retired.
         """
         with self._work_came:
@@ -188,8 +208,15 @@ class Threads:
             if not self._calls:
                 self.last_sign = monotonic()  # nobody showed any while there was nothing to do
             self._calls += 1
-            (self._urgent if call.urgent else self._queue).append(call)
+            queue = self._urgent if call.urgent else self._queue
+            queue.append(call)
             self._wake()
+            if not self._workers:
+                # Not left for a later one: its caller is told that it failed, and may use its
+                # buffers for something else.
+                queue.remove(call)
+                self._calls -= 1
+                raise OSError(errno.EAGAIN, "the system starts no more threads for now")
 
     def share(self, call: Call, tasks: Iterable[Callable[[], None]]) -> None:
         """Run tasks of a call on this thread, and on such as are idle; return after the last.
@@ -275,10 +302,14 @@ class Threads:
         return True
 
     def _wake(self) -> None:
+        """Have threads come for what is queued; as many as the system lets there be."""
         queued = len(self._queue) + len(self._urgent) + len(self._helpers)
         self._work_came.notify(queued)
         for _ in range(min(queued - self._idle, self.most - self._workers)):
-            threading.Thread(target=self._work, name=self._name, daemon=True).start()
+            try:
+                threading.Thread(target=self._work, name=self._name, daemon=True).start()
+            except RuntimeError:  # it may in a while, and those that there are go on
+                return
             self._workers += 1
 
     def _work(self) -> None:

@@ -235,7 +235,7 @@ class DiskTier:
         _SESSIONS.add(session)
         try:
             with self._telling("can't open"):
-                found = await session.run(partial(session.start, self._num_blocks))
+                found = await session.run(partial(session.start, self._num_blocks), role=Role.OPEN)
         except BaseException:
             session.closing = True
             session.threads.retire()
@@ -266,7 +266,7 @@ class DiskTier:
                         await session.let_go()
                     else:
                         session.closing, session.serving = True, False
-                        await session.run(partial(session.finish, tuple(order)))
+                        await session.run(partial(session.finish, tuple(order)), role=Role.CLOSE)
         except TimeoutError as exc:
             kind = TierTimeoutError if isinstance(exc, TierTimeoutError) else TierUnavailableError
             why = exc.__cause__ or f"close_timeout_s={self.close_timeout_s:g} are over"
@@ -319,7 +319,8 @@ class DiskTier:
 
         Returns:
             One outcome a slot; one with an error holds no block any more or, where its record
-            could not be changed at all, the block from before.
+            could not be changed at all, the block from before. After a crash it may show the new
+            one too, unless the slot was erased or written since.
 
         Raises:
             ClosedError: The tier isn't open.
@@ -369,11 +370,8 @@ class DiskTier:
         if not checked:
             return
         with self._telling("can't make sure that erased blocks stay so"):
-            outcomes = await self._outcomes(
-                session,
-                lambda outcomes, call: session.erase(checked, outcomes, call),
-                checked,
-                Role.ERASE,
+            outcomes = await session.run(
+                partial(session.erase, checked), slots=checked, role=Role.ERASE
             )
         failed = {slot: error for slot, error in zip(checked, outcomes, strict=True) if error}
         for error in failed.values():
@@ -389,7 +387,7 @@ class DiskTier:
         """
         session = self._serving()
         with self._telling("can't make blocks survive a power loss"):
-            await session.run(session.flush)
+            await session.run(session.flush, role=Role.SYNC)
 
     async def _outcomes(
         self,
@@ -398,11 +396,11 @@ class DiskTier:
         slots: list[int],
         role: Role,
     ) -> list[OSError | None]:
-        """Run a call that finds one outcome a slot; those that it doesn't get to took too long."""
+        """Run a call that finds one outcome a slot; those that it doesn't get to share its own."""
         outcomes: list[OSError | None] = [_UNKNOWN] * len(slots)
         try:
             await session.run(partial(work, outcomes), slots=slots, role=role)
-        except TimeoutError as exc:
+        except OSError as exc:
             return [exc if outcome is _UNKNOWN else outcome for outcome in list(outcomes)]
         return outcomes
 

@@ -8,6 +8,10 @@ from .driver import TierReport as TierReport
 from .driver import replay as replay
 from .payload import PayloadBuffer as PayloadBuffer
 from .payload import PayloadCodec as PayloadCodec
+from .simulation import Simulated as Simulated
+from .simulation import least_capacity as least_capacity
+from .simulation import policy_for as policy_for
+from .simulation import simulate as simulate
 from .trace import TraceRequest as TraceRequest
 from .trace import Workload as Workload
 from .trace import read_trace as read_trace
@@ -17,11 +21,15 @@ __all__ = (
     "PayloadBuffer",
     "PayloadCodec",
     "ReplayReport",
+    "Simulated",
     "TierReport",
     "TraceRequest",
     "Workload",
     "chat_requests",
     "chat_workload",
+    "least_capacity",
+    "policy_for",
     "read_trace",
     "replay",
+    "simulate",
 )

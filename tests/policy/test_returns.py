@@ -1,0 +1,92 @@
+"""The law of returns: what it learns from traffic that is known, and what waiting is worth."""
+
+from __future__ import annotations
+
+import random
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from kvoffload.policy import returns
+from kvoffload.policy.returns import AGE_EDGES, NUM_BINS, WORTH_AGES, ReturnLaw, step_of
+
+AGES = np.diff([*AGE_EDGES, 2 * AGE_EDGES[-1]])
+
+
+def test_steps_cover_all_ages() -> None:
+    assert WORTH_AGES[0] == 0
+    assert sorted(set(WORTH_AGES)) == WORTH_AGES
+    assert set(AGE_EDGES) <= set(WORTH_AGES)
+    for age in (0, 1, 7, 8, 100, 5000, 10**6):
+        step = step_of(age)
+        assert WORTH_AGES[step] <= age
+        assert step + 1 == len(WORTH_AGES) or age < WORTH_AGES[step + 1]
+
+
+@given(hazard=st.lists(st.floats(0.001, 0.9), min_size=NUM_BINS, max_size=NUM_BINS))
+@settings(max_examples=40, deadline=None)
+def test_the_index_is_the_best_ratio_over_all_times_to_stop(hazard: list[float]) -> None:
+    """Beside sums that are written out."""
+    index = returns._gittins(np.array([hazard]))[0]
+    for start in range(NUM_BINS):
+        best = uses = waiting = 0.0
+        unused = 1.0
+        for age_bin in range(start, NUM_BINS):
+            uses += unused * hazard[age_bin]
+            waiting += unused * AGES[age_bin] * (1 - hazard[age_bin] / 2)
+            unused *= 1 - hazard[age_bin]
+            best = max(best, uses / waiting)
+        assert index[start] == pytest.approx(best)
+
+
+def run(law: ReturnLaw, share: dict[int, float], gap: int, requests: int) -> None:
+    """Let one block of each class be born a request; a share of them return after a gap."""
+    rng = random.Random(1)
+    epochs: list[int] = []
+    for now in range(requests):
+        for use_class, chance in share.items():
+            if now >= gap and rng.random() < chance:
+                law.note_return(use_class, epochs[now - gap], gap - 1, 10)
+            law.note_use(use_class, 10)
+        epochs.append(law.epoch)
+        law.end_request()
+
+
+def test_classes_that_return_are_worth_more() -> None:
+    law = ReturnLaw([0, 0, 1])
+    run(law, {0: 0.1, 1: 0.6, 2: 0.9}, gap=30, requests=2000)
+    young = step_of(0)
+    assert law.worth(0, young) < law.worth(1, young) < law.worth(2, young)
+    # 0.6 of them return after 30 requests.
+    assert law.worth(1, young) == pytest.approx(0.6 / 30, rel=0.5)
+
+
+def test_past_the_age_at_which_they_return_they_are_worth_little() -> None:
+    law = ReturnLaw([0])
+    run(law, {0: 0.6}, gap=30, requests=2000)
+    assert law.worth(0, step_of(200)) < 0.1 * law.worth(0, step_of(20))
+
+
+def test_a_class_of_which_nothing_is_known_is_like_its_group() -> None:
+    law = ReturnLaw([0, 0, 1])
+    run(law, {0: 0.9, 2: 0.05}, gap=20, requests=1000)
+    young = step_of(0)
+    assert law.worth(1, young) == pytest.approx(law.worth(0, young), rel=0.3)
+
+
+@pytest.mark.parametrize("weight", [0.01, 1.0, 50.0, 1e6])
+def test_any_weight_gives_an_order(weight: float) -> None:
+    """A power of a small number vanished, and all classes looked alike."""
+    law = ReturnLaw([0, 0], weight)
+    run(law, {0: 0.2, 1: 0.7}, gap=10, requests=500)
+    worth = [law.worth(use_class, step_of(0)) for use_class in (0, 1)]
+    assert np.isfinite(worth).all()
+    assert worth[0] < worth[1]
+
+
+def test_what_it_keeps_is_bounded() -> None:
+    law = ReturnLaw([0])
+    run(law, {0: 0.5}, gap=5, requests=AGE_EDGES[-1] + 4000)
+    assert len(law._cohorts) <= AGE_EDGES[-1] // returns.EPOCH_REQUESTS + 2
