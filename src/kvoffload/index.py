@@ -7,7 +7,7 @@ decided, so that no other task can decide against it.
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterable, Sequence
+from collections.abc import Callable, Collection, Iterable, Sequence
 from itertools import repeat
 from operator import attrgetter
 
@@ -48,6 +48,8 @@ class Index:
         self.prefetched: set[Key] = set()
         """Blocks that a hint brought and nobody has used since."""
         self.changed = Signal()
+        self.users: list[Callable[[Sequence[Key]], None]] = []
+        """Are told of each use."""
         policy.attach([level.slots.capacity for level in self.levels])
 
     # What is where
@@ -111,6 +113,8 @@ class Index:
     def use(self, keys: Sequence[Key]) -> None:
         """Count one use of a chain, head first; keys that are not ready are passed over."""
         self.policy.use(keys)
+        for tell in self.users:
+            tell(keys)
         now = self.clock()
         get = self.ready.get
         for key in keys:

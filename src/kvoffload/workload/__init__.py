@@ -8,6 +8,7 @@ from .driver import TierReport as TierReport
 from .driver import replay as replay
 from .payload import PayloadBuffer as PayloadBuffer
 from .payload import PayloadCodec as PayloadCodec
+from .recorder import TraceRecorder as TraceRecorder
 from .simulation import Simulated as Simulated
 from .simulation import least_capacity as least_capacity
 from .simulation import policy_for as policy_for
@@ -23,6 +24,7 @@ __all__ = (
     "ReplayReport",
     "Simulated",
     "TierReport",
+    "TraceRecorder",
     "TraceRequest",
     "Workload",
     "chat_requests",
