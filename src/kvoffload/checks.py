@@ -29,3 +29,14 @@ def check_seconds(setting: str, value: float, *, positive: bool = False) -> floa
         least = "more than 0" if positive else "at least 0"
         raise ConfigError(f"{setting} must be finite and {least} seconds, not {value!r}")
     return value
+
+
+def check_cold_admission(value: str) -> str:
+    """Return what is written to the cold tier as it is.
+
+    Raises:
+        ConfigError: No such choice.
+    """
+    if value not in ("all", "reused"):
+        raise ConfigError(f"cold_admission must be 'all' or 'reused', not {value!r}")
+    return value

@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal
 
-from .checks import check_count
+from .checks import check_cold_admission, check_count
 from .errors import ConfigError
 
 
@@ -27,6 +27,7 @@ class ManagerSettings:
         namespace: Isolation domain that is part of every key.
         staging_bytes: Budget of the buffers for blocks that have no address of their own.
         reservation_ttl_s: Seconds until a two-phase holder that never completes is given up.
+        cold_admission: What is written to the cold tier: `"all"`, or only what was `"reused"`.
         close_timeout_s: Seconds for draining and flushing at close, and as much for the tiers.
         fsync: When the cold tier makes sure of its writes, see `DiskTier`; so for the others below.
         direct_io: Whether the cold tier bypasses the page cache.
@@ -51,6 +52,7 @@ class ManagerSettings:
     namespace: str = ""
     staging_bytes: int = 256 * 1024 * 1024
     reservation_ttl_s: float = 600.0
+    cold_admission: Literal["all", "reused"] = "all"
     close_timeout_s: float = 30.0
     fsync: Literal["flush", "always"] = "flush"
     direct_io: Literal["auto", "on", "off"] = "auto"
@@ -64,6 +66,7 @@ class ManagerSettings:
         check_count("cold_blocks", self.cold_blocks, least=0)
         check_count("block_tokens", self.block_tokens)
         check_count("block_bytes", self.block_bytes)
+        check_cold_admission(self.cold_admission)
         if self.fsync not in ("flush", "always"):
             raise ConfigError(f"fsync must be 'flush' or 'always', not {self.fsync!r}")
         if bool(self.cold_blocks) != (self.cold_path is not None):

@@ -49,6 +49,7 @@ class CoreOptions:
         reservation_ttl_s: Seconds until a two-phase holder that never completes is given up.
         promote_threshold: Uses below the hottest tier that promote a block; `None` for never.
         close_timeout_s: Seconds for draining and flushing at close, and as much for the tiers.
+        spares_disks: Write only what was used again to a persistent tier below another.
     """
 
     clock: Clock
@@ -57,6 +58,7 @@ class CoreOptions:
     reservation_ttl_s: float
     promote_threshold: int | None
     close_timeout_s: float
+    spares_disks: bool = False
 
 
 class Core:
@@ -74,6 +76,7 @@ class Core:
         self.check = self.lifecycle.check
         self.events = EventHub(self.namespace)
         self.index = Index(tiers, policy, self.clock, self.events)
+        self.index.spares_disks = options.spares_disks
         self._options = options
         self._staging = Staging(options.staging_bytes, self.block_bytes)
         self.prefetchers: list[Prefetcher] = []

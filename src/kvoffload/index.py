@@ -48,6 +48,8 @@ class Index:
         self.prefetched: set[Key] = set()
         """Blocks that a hint brought and nobody has used since."""
         self.changed = Signal()
+        self.spares_disks = False
+        """Whether only what was used again is written to a persistent tier below another."""
         self.users: list[Callable[[Sequence[Key]], None]] = []
         """Are told of each use."""
         policy.attach([level.slots.capacity for level in self.levels])
@@ -260,6 +262,8 @@ class Index:
             enter = waiting
             if admitted is not offered:
                 enter = [number for number in waiting if keys[number] in admitted]
+            if level.number and self.spares(level.number):
+                admitted = enter = ()  # nobody has used these again yet
             enter = enter[: level.room]
             for number in enter:
                 placed[number] = level.number
@@ -333,6 +337,12 @@ class Index:
                 grants.append(Grant(self._fall_back(entry)))
             else:
                 down.append(entry)
+        if self.spares(number + 1):
+            spared = [entry.key for entry in down if not self.was_used_again(entry)]
+            down = [entry for entry in down if self.was_used_again(entry)]
+            self.count("spared", spared)
+            evicted += spared
+            grants += [Grant(slot) for slot in self._evict(level, spared)]
         below: list[tuple[int, Grant]] = []
         for lower in range(number + 1, len(self.levels)):
             if len(below) == len(down):
@@ -384,6 +394,15 @@ class Index:
         move.done = not stays
         self.changed.fire()
         return not (stays or written)
+
+    def spares(self, number: int) -> bool:
+        """Tell whether a level takes only blocks that were used again."""
+        return self.spares_disks and self.levels[number].tier.persistent
+
+    @staticmethod
+    def was_used_again(entry: BlockEntry) -> bool:
+        """Tell whether a block was used beyond the use that stored it."""
+        return entry.access_count > 1
 
     def release(self, number: int, grants: Iterable[Grant]) -> None:
         """Give granted slots back that nobody took."""

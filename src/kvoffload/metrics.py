@@ -58,6 +58,7 @@ class ManagerStats:
         stored: Blocks that became ready.
         rejected: Blocks that `store` did not take.
         evictions: Blocks that left every tier to make room.
+        spared: Of those, the ones that `cold_admission="reused"` kept from being written to disk.
         promotions: Moves to a higher tier.
         demotions: Moves to a lower tier.
         pending: Blocks that are being stored now.
@@ -77,6 +78,7 @@ class ManagerStats:
     stored: int = 0
     rejected: int = 0
     evictions: int = 0
+    spared: int = 0
     promotions: int = 0
     demotions: int = 0
     pending: int = 0

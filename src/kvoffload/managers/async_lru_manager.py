@@ -32,12 +32,15 @@ class AsyncLRUManager(Manager):
         warm: Second tier, in memory.
         cold: Third tier, on disk.
         remote: Last tier, shared.
-        policy: `"weighted"`, `"lru"`, or an `EvictionPolicy` of your own, one object a manager.
+        policy: `"weighted"`, `"lru"`, `"arc"`, `"s3fifo"`, `"fifo"`, or an `EvictionPolicy` of
+            your own, one object a manager.
         prefetch_lookahead: Hinted blocks that are read at a time.
         promote_threshold: Uses in a lower tier that promote a block to the hot one.
         namespace: Isolation domain that is part of every key.
         staging_bytes: Budget of the buffers for blocks that have no address of their own.
         reservation_ttl_s: Seconds until a two-phase holder that never completes is given up.
+        cold_admission: `"all"` writes what leaves memory to a persistent tier; `"reused"`, which
+            spares the disk, only what was used beyond the use that stored it, at `flush` too.
         clock: Time; tests inject `kvoffload.testing.ManualClock`.
         close_timeout_s: Seconds for draining and flushing at close, and as much for the tiers.
 
@@ -58,6 +61,7 @@ class AsyncLRUManager(Manager):
         namespace: str = "",
         staging_bytes: int = STAGING_BYTES,
         reservation_ttl_s: float = RESERVATION_TTL_S,
+        cold_admission: str = "all",
         clock: Clock | None = None,
         close_timeout_s: float = CLOSE_TIMEOUT_S,
     ) -> None:
@@ -71,6 +75,7 @@ class AsyncLRUManager(Manager):
             clock=clock,
             promote_threshold=promote_threshold,
             close_timeout_s=close_timeout_s,
+            cold_admission=cold_admission,
         )
         self._prefetcher = Prefetcher(
             self._core.index,

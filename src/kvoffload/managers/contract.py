@@ -7,7 +7,7 @@ from contextlib import AbstractAsyncContextManager
 from types import TracebackType
 from typing import Self
 
-from ..checks import check_count, check_seconds
+from ..checks import check_cold_admission, check_count, check_seconds
 from ..clock import SystemClock
 from ..core import Core, CoreOptions, Outcome
 from ..errors import ConfigError
@@ -409,7 +409,9 @@ class Manager(Contract):
         clock: Clock | None,
         promote_threshold: int | None = None,
         close_timeout_s: float = CLOSE_TIMEOUT_S,
+        cold_admission: str = "all",
     ) -> None:
+        check_cold_admission(cold_admission)
         check_count("staging_bytes", staging_bytes, least=0)
         check_seconds("reservation_ttl_s", reservation_ttl_s, positive=True)
         check_seconds("close_timeout_s", close_timeout_s, positive=True)
@@ -422,6 +424,7 @@ class Manager(Contract):
             reservation_ttl_s=reservation_ttl_s,
             promote_threshold=promote_threshold,
             close_timeout_s=close_timeout_s,
+            spares_disks=cold_admission == "reused",
         )
         super().__init__(Core(type(self).__name__, tiers, policy, options), None)
 

@@ -130,5 +130,6 @@ class LRUManagerFactory:
             namespace=settings.namespace,
             staging_bytes=settings.staging_bytes,
             reservation_ttl_s=settings.reservation_ttl_s,
+            cold_admission=settings.cold_admission,
             close_timeout_s=settings.close_timeout_s,
         )
