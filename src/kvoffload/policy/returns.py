@@ -18,6 +18,8 @@ PRIOR_BLOCKS = 100.0
 FIRST_GUESS = 0.02
 """Share that returns at once, as long as nothing is known."""
 MOST = 0.999
+LEAST_BLOCKS = 0.5
+"""Blocks, as they still count, from which a class is told from its group."""
 
 
 STEPS = 3
@@ -51,6 +53,15 @@ WORTH_AGES = _worth_ages()
 """From which ages on, in requests, the worth is another."""
 
 
+def _steps_in_bins() -> tuple[NDArray[np.int64], NDArray[np.float64]]:
+    """Return for each step the bin that it lies in, and how far on the way to the next."""
+    bins = np.searchsorted(AGE_EDGES, WORTH_AGES, side="right") - 1
+    return bins, (np.array(WORTH_AGES) - np.array(AGE_EDGES)[bins]) / _BIN_REQUESTS[bins]
+
+
+_STEPS_IN_BINS = _steps_in_bins()
+
+
 def step_of(age: int) -> int:
     """Return the number of the last of `WORTH_AGES` that an age has reached."""
     return bisect_right(WORTH_AGES, age) - 1
@@ -78,11 +89,15 @@ class ReturnLaw:
         self.lessons = 0
         self._weight = frequency_weight
         self._groups = np.array(groups)
+        self._members = (np.arange(max(groups) + 1)[:, None] == self._groups).astype(float)
         num_classes = len(groups)
         # Blocks used again in each bin, and blocks that reached it unused. Of the first bins,
         # shorter than an epoch, only the births are counted: who reached them follows.
-        self._reused = [[0.0] * NUM_BINS for _ in range(num_classes)]
-        self._reached = [[0.0] * NUM_BINS for _ in range(num_classes)]
+        self._reused = np.zeros((num_classes, NUM_BINS))
+        self._reached = np.zeros((num_classes, NUM_BINS))
+        # What came since the last lesson, by class and bin: few of them do.
+        self._newly_reused: dict[tuple[int, int], float] = {}
+        self._newly_reached: dict[tuple[int, int], float] = {}
         self._cohorts: deque[dict[int, float]] = deque([{}])  # of this epoch and those before
         self._requests = 0
         flat = [1.0] * len(WORTH_AGES)
@@ -99,14 +114,16 @@ class ReturnLaw:
         """Note that so many blocks were used, and belong to this class from now on."""
         cohort = self._cohorts[-1]
         cohort[use_class] = cohort.get(use_class, 0.0) + blocks
-        self._reached[use_class][0] += blocks
+        place = (use_class, 0)
+        self._newly_reached[place] = self._newly_reached.get(place, 0.0) + blocks
 
     def note_return(self, use_class: int, epoch: int, age: int, blocks: int) -> None:
         """Note that blocks of a class were used again, at an age in requests."""
-        self._reused[use_class][bisect_right(AGE_EDGES, age) - 1] += blocks
-        place = epoch - self.epoch - 1
-        if -len(self._cohorts) <= place:
-            cohort = self._cohorts[place]
+        place = (use_class, bisect_right(AGE_EDGES, age) - 1)
+        self._newly_reused[place] = self._newly_reused.get(place, 0.0) + blocks
+        back = epoch - self.epoch - 1
+        if -len(self._cohorts) <= back:
+            cohort = self._cohorts[back]
             left = cohort.get(use_class, 0.0) - blocks
             cohort[use_class] = max(0.0, left)
 
@@ -126,18 +143,26 @@ class ReturnLaw:
         self.epoch += 1
         cohorts = self._cohorts
         for age_bin in range(FIRST_SLOW_BIN, NUM_BINS):
-            place = -(AGE_EDGES[age_bin] // EPOCH_REQUESTS)
-            if place < -len(cohorts):
+            back = -(AGE_EDGES[age_bin] // EPOCH_REQUESTS)
+            if back < -len(cohorts):
                 break
-            for use_class, blocks in cohorts[place].items():
-                self._reached[use_class][age_bin] += blocks
+            for use_class, blocks in cohorts[back].items():
+                place = (use_class, age_bin)
+                self._newly_reached[place] = self._newly_reached.get(place, 0.0) + blocks
         cohorts.append({})
         if len(cohorts) > AGE_EDGES[-1] // EPOCH_REQUESTS + 1:
             cohorts.popleft()
 
     def _learn(self) -> None:
-        reused = np.array(self._reused)
-        reached = np.array(self._reached)
+        for counts, new in (
+            (self._reused, self._newly_reused),
+            (self._reached, self._newly_reached),
+        ):
+            counts *= DECAY
+            if new:
+                counts[tuple(np.array(list(new)).T)] += list(new.values())
+                new.clear()
+        reused, reached = self._reused, self._reached.copy()
         for age_bin in range(1, FIRST_SLOW_BIN):
             reached[:, age_bin] = reached[:, age_bin - 1] - reused[:, age_bin - 1]
         np.maximum(reached, reused, out=reached)
@@ -146,17 +171,22 @@ class ReturnLaw:
         for age_bin in range(NUM_BINS):  # of an age that none has reached: like the one before
             guess = _hazard(reused[:, age_bin].sum(), reached[:, age_bin].sum(), guess)
             everywhere[age_bin] = guess
-        members = self._groups[:, None] == np.arange(self._groups.max() + 1)
-        by_group = _hazard(members.T @ reused, members.T @ reached, everywhere)
-        hazard = _hazard(reused, reached, by_group[self._groups])
-        worth = _gittins(hazard)
+        by_group = _hazard(self._members @ reused, self._members @ reached, everywhere)
+        # A class of which nothing is known is as its group is.
+        known = np.flatnonzero(reached[:, 0] > LEAST_BLOCKS)
+        hazard = _hazard(reused[known], reached[known], by_group[self._groups[known]])
+        worth = _gittins(np.concatenate([by_group, hazard]))
         if self._weight != 1.0:
             # Only the order counts, so that logarithms will do, which neither vanish nor overflow.
             by_age = np.log(_gittins(everywhere[None]))
             worth = by_age + self._weight * (np.log(worth) - by_age)
-        self._worth = [np.interp(WORTH_AGES, AGE_EDGES, row).tolist() for row in worth]
-        for counts in (*self._reused, *self._reached):
-            counts[:] = [DECAY * count for count in counts]
+        # Straight lines between the edges.
+        lower, share = _STEPS_IN_BINS
+        upper = np.minimum(lower + 1, NUM_BINS - 1)
+        rows = (worth[:, lower] * (1 - share) + worth[:, upper] * share).tolist()
+        self._worth = [rows[group] for group in self._groups]
+        for row, use_class in enumerate(known, len(by_group)):
+            self._worth[use_class] = rows[row]
         self.lessons += 1
 
 
@@ -174,9 +204,12 @@ def _gittins(hazard: NDArray[np.float64]) -> NDArray[np.float64]:
     before = np.concatenate([np.ones((len(hazard), 1)), unused[:, :-1]], axis=1)
     uses = before * hazard
     waiting = before * _BIN_REQUESTS * (1 - hazard / 2)
-    index = np.empty_like(hazard)
     # Both sums start at the bin; what came before is a common factor and cancels out.
-    for start in range(NUM_BINS):
-        ratios = np.cumsum(uses[:, start:], axis=1) / np.cumsum(waiting[:, start:], axis=1)
-        index[:, start] = ratios.max(axis=1)
-    return index
+    uses_from = np.cumsum(uses[:, None, :] * _FROM_START, axis=2)
+    waiting_from = np.cumsum(waiting[:, None, :] * _FROM_START, axis=2)
+    ratios = np.divide(uses_from, waiting_from, where=_FROM_START > 0, out=np.zeros_like(uses_from))
+    return np.asarray(ratios.max(axis=2))
+
+
+_FROM_START = np.triu(np.ones((NUM_BINS, NUM_BINS)))
+"""Row by row, the bins that are not before one."""

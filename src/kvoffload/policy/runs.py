@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import heapq
-from collections import OrderedDict
+from collections import OrderedDict, deque
 from collections.abc import Sequence
 
 from ..types import Key
@@ -94,6 +94,11 @@ class RunQueue:
         run.queue = self
         run.ticket += 1
         self._changed.add(self._number)
+        oldest = next(iter(self._order), None)
+        if oldest is None or run.last_use <= oldest.last_use:
+            self._order[run] = None
+            self._order.move_to_end(run, last=False)
+            return
         heapq.heappush(self._returned, _Place((run.last_use, run.ticket, run)))
 
     def discard(self, run: Run) -> None:
@@ -178,42 +183,52 @@ class RunTable:
                     stop = cut
                     break
             if run is None:
-                stop = min(stop, start + MAX_NEW_KEYS)
-                past = start + 1
-                while past < stop and chain[past] not in run_of:
-                    past += 1
+                past = min(stop, start + MAX_NEW_KEYS)
+                if not run_of.keys().isdisjoint(chain[start:past]):
+                    past = start + 1
+                    while chain[past] not in run_of:
+                        past += 1
                 run = Run(chain[start:past], now)
                 run_of.update(dict.fromkeys(run.keys, run))
             else:
                 if run.keys[0] != chain[start]:
-                    self.split(run, run.keys.index(chain[start]))
+                    _, run = self.split(run, run.keys.index(chain[start]))
                 length = len(run.keys)
                 past = start + length
                 if past > stop or run.keys != chain[start:past]:
-                    run = self.split(run, _common(run.keys, chain, start, min(past, stop)))
+                    run, _ = self.split(run, _common(run.keys, chain, start, min(past, stop)))
                     past = start + len(run.keys)
             runs.append(run)
             start = past
         return runs
 
-    def split(self, run: Run, at: int) -> Run:
-        """Cut a run in two; it becomes the lower part, and the upper one is returned."""
-        upper = Run(run.keys[:at], run.last_use)
-        upper.level, upper.uses, upper.cell = run.level, run.uses, run.cell
-        upper.epoch, upper.fresh, upper.left = run.epoch, run.fresh, run.left
-        run.keys = run.keys[at:]
-        self._run_of.update(dict.fromkeys(upper.keys, upper))
-        if run.uses:
-            upper.parent, run.parent = run.parent, upper
-            if run.level != GHOST:
-                upper.children = [0] * self._num_levels
-                upper.children[run.level] = 1
-        if run.level == GHOST:
-            if run in self.ghosts:
-                self.ghosts[upper] = None
-        elif not run.uses and run.queue is not None:
-            run.queue.give_back(upper)
-        return upper
+    def split(self, run: Run, at: int) -> tuple[Run, Run]:
+        """Cut a run in two; return the upper and the lower part, one of which it is."""
+        # Runs that follow point to it, so then it has to be the lower part; else the longer one.
+        stays_upper = run.children is None and 2 * at > len(run.keys)
+        new = Run(run.keys[at:] if stays_upper else run.keys[:at], run.last_use)
+        run.keys = run.keys[:at] if stays_upper else run.keys[at:]
+        new.level, new.uses, new.cell = run.level, run.uses, run.cell
+        new.epoch, new.fresh, new.left = run.epoch, run.fresh, run.left
+        self._run_of.update(dict.fromkeys(new.keys, new))
+        upper, lower = (run, new) if stays_upper else (new, run)
+        if run.level == GHOST and run in self.ghosts:
+            self.ghosts[new] = None
+        if not run.uses:  # they need not be of one chain
+            if run.queue is not None:
+                run.queue.give_back(new)
+            return upper, lower
+        if upper is new:
+            upper.parent = run.parent
+        lower.parent = upper
+        if run.level != GHOST:
+            upper.children = [0] * self._num_levels
+            upper.children[run.level] = 1
+            if upper.queue is not None:
+                queue = upper.queue
+                queue.discard(upper)
+                queue.give_back(lower)
+        return upper, lower
 
     def merge(self, upper: Run, lower: Run) -> None:
         """Put a run's blocks before those of its only child."""
@@ -254,8 +269,11 @@ class RunTable:
             run.queue.discard(run)
         level, run.level, run.left = run.level, GHOST, now
         self.resident[level] -= len(run.keys)
-        self.remember(run)
         parent = run.parent
+        if run.uses:
+            self.remember(run)
+        else:
+            self._forget(run)  # there is nothing to be known of it
         if parent is None or parent.children is None:
             return None
         parent.children[level] -= 1
@@ -270,9 +288,7 @@ class RunTable:
         while self._num_ghosts > self._max_ghosts:
             oldest, _ = self.ghosts.popitem(last=False)
             self._num_ghosts -= len(oldest.keys)
-            for key in oldest.keys:
-                del self._run_of[key]
-            oldest.keys, oldest.parent = [], None
+            self._forget(oldest)
 
     def cut_out(self, keys: Sequence[Key]) -> list[Run]:
         """Return runs that hold just these known blocks; any order will do."""
@@ -284,25 +300,23 @@ class RunTable:
             run = self._run_of[chain[start]]
             held = run.keys
             if held[-1] == chain[start]:  # from the tail, as they are evicted
-                past = start + 1
-                at = len(held) - 1
-                while past < end and at and held[at - 1] == chain[past]:
-                    past += 1
-                    at -= 1
-                if at:
-                    self.split(run, at)
-            else:
-                at = held.index(chain[start])
-                if at:
-                    self.split(run, at)
-                    held = run.keys
-                common = _common(held, chain, start, end)
+                common = _common(held[::-1], chain, start, end)
                 if common < len(held):
-                    run = self.split(run, common)
-                past = start + common
+                    _, run = self.split(run, len(held) - common)
+            else:
+                if held[0] != chain[start]:
+                    _, run = self.split(run, held.index(chain[start]))
+                common = _common(run.keys, chain, start, end)
+                if common < len(run.keys):
+                    run, _ = self.split(run, common)
+            past = start + common
             runs.append(run)
             start = past
         return runs
+
+    def _forget(self, run: Run) -> None:
+        deque(map(self._run_of.pop, run.keys), maxlen=0)
+        run.keys, run.parent = [], None
 
     def _count_child(self, parent: Run, level: int) -> None:
         if parent.children is None:

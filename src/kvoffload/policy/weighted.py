@@ -228,7 +228,11 @@ class WeightedPolicy:
     def _offer(self, run: Run) -> None:
         """Put a run that is at the end of its chain among the victims, if it isn't."""
         if run.queue is None and run.level != GHOST and run.is_leaf:
-            self._offers[run.level].give_back(run)
+            offers = self._offers[run.level]
+            if run.last_use == self._now:
+                offers.push(run)
+            else:
+                offers.give_back(run)
 
     def _watch(self, runs: Sequence[Run]) -> None:
         """Compare what was hit with what LRU would have hit."""
@@ -299,24 +303,29 @@ class WeightedPolicy:
         freed: list[tuple[float, int, int, Run]] = []
         total = 0
         while total < count:
-            if freed and freed[0][0] <= offers.lowest:
+            is_freed = bool(freed) and freed[0][0] <= offers.lowest
+            if is_freed:
                 worth, _, _, run = heapq.heappop(freed)
             else:
                 worth = offers.lowest
-                offered = offers.take()
+                offered = offers.first()
                 if offered is None:
                     break
                 run = offered
-                if not run.is_leaf:
-                    continue  # it is offered again when it is one
-                taken.append(run)
-            blocks = len(run.keys)
-            if pinned:
-                blocks = _loose_end(run.keys, pinned)
-                if not blocks:
-                    if taken and taken[-1] is run:
-                        taken.pop()  # offered again when it is unpinned
+            blocks = _loose_end(run.keys, pinned) if pinned else len(run.keys)
+            if not is_freed:
+                if blocks and run.is_leaf:
+                    if total + blocks >= count:
+                        found.append((worth, run, blocks))
+                        total += blocks
+                        break
+                    taken.append(run)
+                    offers.discard(run)
+                else:
+                    offers.discard(run)  # until it is a leaf, and unpinned
                     continue
+            if not blocks:
+                continue
             found.append((worth, run, blocks))
             total += blocks
             parent = run.parent
@@ -325,8 +334,7 @@ class WeightedPolicy:
                 assert parent.children is not None
                 if sum(parent.children[: level + 1]) == left[parent]:
                     if parent.queue is not None:
-                        parent.queue.discard(parent)
-                        offers.look(self._now)
+                        offers.discard(parent)
                     place = (offers.worth_of(parent), parent.last_use, len(left), parent)
                     heapq.heappush(freed, place)
         for run in taken:
@@ -372,16 +380,16 @@ class _Offers:
         """Offer a run in the place that its last use gives it."""
         self._queues[run.cell].give_back(run)
 
-    def take(self) -> Run | None:
-        """Take out the run that is worth least."""
+    def discard(self, run: Run) -> None:
+        """Offer a run no more."""
+        self._queues[run.cell].discard(run)
+        self.look(self._now)
+
+    def first(self) -> Run | None:
+        """Return the run that is worth least."""
         if self.lowest == math.inf:
             return None
-        number = self._worth.index(self.lowest)
-        run = self._queues[number].first()
-        if run is not None:
-            self._queues[number].discard(run)
-        self.look(self._now)
-        return run
+        return self._queues[self._worth.index(self.lowest)].first()
 
     def worth_of(self, run: Run) -> float:
         """Return what waiting for a run is worth, or how recent it is where LRU is followed."""
