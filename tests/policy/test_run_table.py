@@ -62,6 +62,14 @@ class RunsMachine(RuleBasedStateMachine):
             self.policy.insert(keys[::-1], 1 - level)
             self.level_of.update(dict.fromkeys(keys, 1 - level))
 
+    @rule(level=st.integers(0, LEVELS - 1))
+    def offer_all(self, level: int) -> None:
+        """Each block once, as a close asks."""
+        here = [key for key, at in self.level_of.items() if at == level]
+        offered = self.policy.victims(level, 99, frozenset())
+        assert len(offered) == len(set(offered))
+        assert set(offered) == set(here)
+
     @invariant()
     def records_match(self) -> None:
         """Each block is in one run, at its level; counts and offers are right."""

@@ -162,3 +162,20 @@ def test_one_policy_one_manager() -> None:
     policy.attach([1])
     with pytest.raises(ConfigError, match="another manager"):
         policy.attach([1])
+
+
+@pytest.mark.parametrize("seed", range(5))
+def test_batches_that_are_no_chains(seed: int) -> None:
+    """Callers touch blocks in any order, which ties runs of the same age to several others.
+
+    Two of equal worth and age were compared as objects, and a close failed.
+    """
+    rng = random.Random(seed)
+    policy = WeightedPolicy()
+    policy.attach([60])
+    policy.insert(range(60), 0)
+    for number in range(600):
+        policy.use(rng.sample(range(60), 12))
+        if number % 5 == 0:
+            offered = policy.victims(0, 99, ())
+            assert sorted(offered, key=str) == sorted(range(60), key=str)

@@ -335,7 +335,7 @@ class WeightedPolicy:
                 if sum(parent.children[: level + 1]) == left[parent]:
                     if parent.queue is not None:
                         offers.discard(parent)
-                    place = (offers.worth_of(parent), parent.last_use, len(left), parent)
+                    place = (offers.worth_of(parent), parent.last_use, len(found), parent)
                     heapq.heappush(freed, place)
         for run in taken:
             offers.give_back(run)
