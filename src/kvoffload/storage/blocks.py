@@ -20,7 +20,9 @@ GROUP_BYTES = 2**21
 """Bytes hashed and moved at a time, so that what was moved is in the processor's cache still."""
 
 DIRECT_GROUP_BYTES = 2**23
-"""The same with direct I/O, where the disk is what takes long."""
+"""The same with direct I/O, where the disk is what takes long: at most."""
+DIRECT_GROUPS = 4
+"""Groups that a batch is cut into at least, if it isn't small."""
 
 
 class Work(Protocol):
@@ -245,7 +247,11 @@ class Blocks:
         self, positions: Sequence[int], buffers: Sequence[memoryview]
     ) -> Iterator[list[int]]:
         """Cut positions into pieces of about as many bytes as go at a time."""
-        most = DIRECT_GROUP_BYTES if self._slabs.direct else GROUP_BYTES
+        most = GROUP_BYTES
+        if self._slabs.direct:
+            # Enough of them to keep the disk busy with several at once.
+            total = sum(len(buffers[position]) for position in positions)
+            most = min(DIRECT_GROUP_BYTES, max(GROUP_BYTES, total // DIRECT_GROUPS))
         group: list[int] = []
         room = most
         for position in positions:
