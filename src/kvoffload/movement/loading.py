@@ -9,6 +9,7 @@ from collections.abc import Sequence
 import anyio
 
 from ..blocks import BlockEntry, Grant, Move
+from ..copying import INLINE_COPY_BYTES
 from ..errors import (
     CapacityError,
     CorruptBlockError,
@@ -21,7 +22,6 @@ from ..index import Index
 from ..jobs import Jobs
 from ..keys import show_hash
 from ..named import Named
-from ..tiers.memory import INLINE_COPY_BYTES
 from ..types import BlockState, ByteArray, Key
 from ..views import Place, Staging
 from .storing import Storing

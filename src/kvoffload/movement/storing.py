@@ -6,10 +6,10 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 from ..blocks import BlockEntry, Grant, Move
+from ..copying import INLINE_COPY_BYTES
 from ..index import Index
 from ..jobs import Job, Jobs
 from ..named import Named
-from ..tiers.memory import INLINE_COPY_BYTES
 from ..types import ByteArray, Key, RejectReason, TierState
 from .transfer import Transfer, lacks_space
 

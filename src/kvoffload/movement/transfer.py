@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import errno
 from collections.abc import AsyncIterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -10,11 +9,11 @@ from contextlib import asynccontextmanager
 
 from ..aligned import aligned_empty
 from ..blocks import BlockEntry, Move
+from ..copying import INLINE_COPY_BYTES, copy_now, copy_on_thread
 from ..errors import TierError, TierTimeoutError
 from ..index import Index
 from ..keys import encode_key
 from ..levels import Level
-from ..tiers.memory import INLINE_COPY_BYTES, copy_now
 from ..types import ByteArray, Key, Tier, TierState
 from ..views import Staging
 
@@ -62,7 +61,7 @@ class Transfer:
         targets = self._slots_of(level, slots, payloads)
         level.counters["queue_depth"] += len(slots)
         try:
-            await self._copy_on_threads(targets, payloads)
+            await copy_on_thread(self._executor, targets, payloads)
         finally:
             level.counters["queue_depth"] -= len(slots)
         self.count_written(level, len(payloads), sum([data.nbytes for data in payloads]))
@@ -80,7 +79,7 @@ class Transfer:
         if sum([payload.nbytes for payload in payloads]) <= INLINE_COPY_BYTES:
             copy_now(copies, payloads)
         else:
-            await self._copy_on_threads(copies, payloads)
+            await copy_on_thread(self._executor, copies, payloads)
         return copies
 
     # Through tiers of any kind; what fails in a tier is an outcome, not an exception
@@ -151,7 +150,7 @@ class Transfer:
         try:
             if level.tier.addressable:
                 sources = self._slots_of(level, slots, into)
-                await self._copy_on_threads(into, sources)
+                await copy_on_thread(self._executor, into, sources)
                 outcomes = [None] * len(slots)
             else:
                 outcomes = await level.tier.read(slots, [buffer.data for buffer in into])
@@ -253,12 +252,6 @@ class Transfer:
     ) -> list[ByteArray]:
         view = level.tier.view
         return [view(slot, data.nbytes) for slot, data in zip(slots, payloads, strict=True)]
-
-    async def _copy_on_threads(
-        self, targets: Sequence[ByteArray], sources: Sequence[ByteArray]
-    ) -> None:
-        loop = asyncio.get_running_loop()
-        await loop.run_in_executor(self._executor, copy_now, targets, sources)
 
     async def _copy_through_staging(
         self,

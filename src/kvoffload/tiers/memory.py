@@ -8,12 +8,10 @@ from collections.abc import Sequence
 import numpy as np
 
 from ..aligned import aligned_empty
+from ..copying import copy
 from ..errors import ClosedError, ConfigError, TierError
 from ..types import ByteArray, Medium, StoredBlock
 from .geometry import check_geometry
-
-INLINE_COPY_BYTES = 256 * 1024
-"""Copies up to this size run on the event loop, larger ones on a thread."""
 
 
 class MemoryTier:
@@ -108,20 +106,6 @@ class MemoryTier:
     async def flush(self) -> None:
         """Do nothing: memory is not durable."""
         self.view(0, 0)
-
-
-async def copy(targets: Sequence[ByteArray], sources: Sequence[ByteArray]) -> None:
-    """Copy each source to its target, off the loop when it is much."""
-    if sum([len(source) for source in sources]) <= INLINE_COPY_BYTES:
-        copy_now(targets, sources)
-    else:
-        await asyncio.to_thread(copy_now, targets, sources)
-
-
-def copy_now(targets: Sequence[ByteArray], sources: Sequence[ByteArray]) -> None:
-    """Copy each source to its target; large ones without the interpreter's lock."""
-    for target, source in zip(targets, sources, strict=True):
-        np.copyto(target, source)
 
 
 def _touched(size: int) -> ByteArray:
