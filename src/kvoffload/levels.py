@@ -45,7 +45,7 @@ class Level:
         # Records of a persistent tier that nobody wants any more, in slots that are free or that
         # were promised again and not written yet: they would come back on reopening.
         self.stale: dict[Key, set[int]] = {}
-        self.stale_slots: dict[int, Key] = {}
+        self.stale_slots: dict[int, set[Key]] = {}  # of a failed write, both its and the old key
         # Slots that are being written or erased: one at a time.
         self.claimed: set[int] = set()
         self.state = TierState.SERVING
@@ -88,18 +88,22 @@ class Level:
         if self.tier.persistent:
             self.renew(slots)
             for slot, key in zip(slots, keys, strict=True):
-                self.stale.setdefault(key, set()).add(slot)
-                self.stale_slots[slot] = key
+                self.doubt(slot, key)
 
     def renew(self, slots: Iterable[int]) -> None:
         """Note that slots were overwritten or erased."""
         if self.stale_slots:
             for slot in slots:
-                key = self.stale_slots.pop(slot, None)
-                if key is not None:
+                for key in self.stale_slots.pop(slot, ()):
                     self.stale[key].discard(slot)
                     if not self.stale[key]:
                         del self.stale[key]
+
+    def doubt(self, slot: int, key: Key) -> None:
+        """Note that a slot may show a block that nobody wants, beside what it may show already."""
+        if self.tier.persistent:
+            self.stale.setdefault(key, set()).add(slot)
+            self.stale_slots.setdefault(slot, set()).add(key)
 
     def stats(self) -> TierStats:
         """Return a snapshot."""

@@ -54,6 +54,7 @@ class Durability:
             return FlushResult(durable=0, not_durable=len(index.ready))
         index.look()  # a disk that was full may have space again
         level = persistent[-1]
+        level.slots.retry()  # of places that failed, the last to be taken
         volatile = self._volatile(level)
         if make_room:
             volatile = self._take_hottest(level, volatile)
@@ -140,8 +141,8 @@ class Durability:
         for level, slots in stale:
             async with self._transfer.claim(level, slots):
                 # What was written meanwhile shows another block by now.
-                slots = [slot for slot in slots if slot in level.stale_slots]
-                keys = [level.stale_slots[slot] for slot in slots]
+                slots = [slot for slot in dict.fromkeys(slots) if slot in level.stale_slots]
+                keys = [next(iter(level.stale_slots[slot])) for slot in slots]
                 try:
                     await self._transfer.erase(level, slots, keys)
                 except TierError as exc:

@@ -28,8 +28,6 @@ class Transfer:
         self.index = index
         self.staging = staging
         self._namespace = namespace
-        # By number of a persistent tier and slot: blocks that could not be written there.
-        self._tried: dict[tuple[int, int], set[Key]] = {}
         self._executor = ThreadPoolExecutor(COPY_THREADS, thread_name_prefix="kvoffload-copy")
 
     def canonical_key(self, key: Key) -> bytes:
@@ -109,7 +107,8 @@ class Transfer:
         good = [number for number, outcome in enumerate(outcomes) if outcome is None]
         for number, outcome in enumerate(outcomes):
             if outcome is not None:
-                self._doubt(level, slots[number], keys[number])
+                # It may show the block all the same, or still the one from before.
+                level.doubt(slots[number], keys[number])
             if isinstance(outcome, TierTimeoutError):
                 level.slots.hold(slots[number], payloads[number])
             if lacks_space(outcome):
@@ -119,7 +118,7 @@ class Transfer:
         level.slots.tried(len(slots))
         if getattr(level.tier, "state", None) is TierState.READ_ONLY:
             level.slots.retry()  # it is not those places that are bad
-        self._renew(level, [slots[number] for number in good])
+        level.renew([slots[number] for number in good])
         written = [payloads[number].nbytes for number in good]
         self.count_written(level, len(good), sum(written))
         self._count_failed(level, keys, outcomes)
@@ -179,7 +178,7 @@ class Transfer:
             await level.tier.erase(slots)
         except Exception as exc:
             raise self._failed(exc, level, "erase", keys) from exc
-        self._renew(level, slots)
+        level.renew(slots)
 
     async def flush(self, level: Level) -> None:
         """Make what a tier completed survive a power loss.
@@ -230,22 +229,6 @@ class Transfer:
 
     def _ends(self, move: Move) -> tuple[Level, Level]:
         return self.index.levels[move.source[0]], self.index.levels[move.target[0]]
-
-    def _doubt(self, level: Level, slot: int, key: Key) -> None:
-        """Note that a slot may show a block all the same, or still the one from before."""
-        if level.tier.persistent:
-            level.stale.setdefault(key, set()).add(slot)
-            level.stale_slots.setdefault(slot, key)
-            self._tried.setdefault((level.number, slot), set()).add(key)
-
-    def _renew(self, level: Level, slots: Sequence[int]) -> None:
-        """Note that slots were overwritten or erased."""
-        level.renew(slots)
-        for slot in slots if self._tried else ():
-            for key in self._tried.pop((level.number, slot), set()) & level.stale.keys():
-                level.stale[key].discard(slot)
-                if not level.stale[key]:
-                    del level.stale[key]
 
     def _slots_of(
         self, level: Level, slots: Sequence[int], payloads: Sequence[ByteArray]
