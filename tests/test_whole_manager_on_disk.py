@@ -580,6 +580,8 @@ class WholeManagerOnDiskAndUvloop(WholeManagerOnDisk):
 def new_settings(max_examples: int) -> settings:
     return settings(
         max_examples=max_examples,
+        # The same walks each time, unless somebody asks for more of them.
+        derandomize="KVOFFLOAD_DISK_EXAMPLES" not in os.environ,
         stateful_step_count=50,
         deadline=None,
         suppress_health_check=list(HealthCheck),

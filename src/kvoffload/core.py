@@ -170,7 +170,7 @@ class Core:
             bytes_of.setdefault(key, payload)
         new = self.unknown(keys)
         outcome = Outcome(present=[key for key in bytes_of if index.state(key) is not ABSENT])
-        named = Named(index, outcome.present, chain)
+        named = Named(index, list(bytes_of), chain)  # rejected here, another may store it
         try:
             stored = await self.storing.store(new, [bytes_of[key] for key in new], named)
         finally:
@@ -178,7 +178,8 @@ class Core:
         taken = {entry.key for entry in stored.stored}
         outcome.stored = [key for key in new if key in taken]
         outcome.rejected = stored.rejected
-        outcome.evicted = stored.evicted
+        # One may leave, be stored by another call, and leave again.
+        outcome.evicted = list(dict.fromkeys(stored.evicted))
         return outcome
 
     async def reserve(

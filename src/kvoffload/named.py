@@ -38,10 +38,6 @@ class Named:
             self._index.begin_transfer(fresh.values())
             self._held |= fresh
 
-    def add(self, keys: Sequence[Key]) -> None:
-        """Name more of them: what the call stored so far."""
-        self._keys = [*self._keys, *keys]
-
     def release(self) -> None:
         """Take the pins back; the call ended."""
         self._released = True

@@ -113,10 +113,13 @@ class Storing:
         """Blocks on their way down."""
         return self._moving
 
-    async def run_moves(self, moves: Sequence[Move], evicted: list[Key]) -> None:
+    async def run_moves(
+        self, moves: Sequence[Move], evicted: list[Key], named: Named | None = None
+    ) -> None:
         """Carry out moves, a batch for each pair of tiers, in the order that they wait for.
 
-        The keys of blocks that could not be moved, and are lost, are appended to `evicted`.
+        The keys of blocks that could not be moved, and are lost, are appended to `evicted`. Those
+        that the call has `named` are nobody's victims.
         """
         waiting = list(moves)
         self._moving += len(waiting)
@@ -136,7 +139,7 @@ class Storing:
                 possible = [move for move in batch if move.after is None or move.after.done]
                 written = dict.fromkeys(batch, False)
                 if possible:
-                    written.update(await self._move(possible, evicted))
+                    written.update(await self._move(possible, evicted, named))
                 for move in batch:
                     self._moving -= 1
                     del unfinished[move]
@@ -150,7 +153,9 @@ class Storing:
 
     # Inside
 
-    async def _move(self, moves: Sequence[Move], evicted: list[Key]) -> dict[Move, bool]:
+    async def _move(
+        self, moves: Sequence[Move], evicted: list[Key], named: Named | None
+    ) -> dict[Move, bool]:
         """Carry out moves between two tiers; say of each whether it took place.
 
         Where the lower tier turns out to be full, what it has gives way.
@@ -163,6 +168,8 @@ class Storing:
         index.look()
         if not failed or level.state is not TierState.FULL:
             return written
+        if named is not None:
+            named.hold()  # what became ready while the disk was busy
         slots = index.take_now(number, len(failed), evicted)
         again = failed[len(failed) - len(slots) :]  # the hottest
         for move, slot in zip(again, slots, strict=True):
@@ -246,7 +253,6 @@ class Storing:
                 for entry in spaceless:
                     self._index.levels[entry.level].slots.give_back([entry.slot])
                     entry.slot = -1
-                named.add([entry.key for entry in outcome.stored])
                 plan = self._plan(spaceless, outcome.evicted, named)
         finally:
             # Whatever got no further: abandoned, cut off by a hard close, or failed.
@@ -261,7 +267,7 @@ class Storing:
         order = [entry for entry, _, _ in plan.granted] + [entry for entry, _ in plan.unplaced]
         rank = {entry.key: number for number, entry in enumerate(order)}
         while True:
-            await self.run_moves(plan.moves, outcome.evicted)
+            await self.run_moves(plan.moves, outcome.evicted, named)
             got, missed = self._take_granted(plan)
             for number, group in got.items():
                 placed.setdefault(number, []).extend(group)
@@ -340,7 +346,7 @@ class Storing:
                     continue
                 moves: list[Move] = []
                 grants = index.make_room(0, len(todo), moves, outcome.evicted)
-                await self.run_moves(moves, outcome.evicted)
+                await self.run_moves(moves, outcome.evicted, named)
                 if len(grants) < len(todo):
                     index.release(0, grants)
                     return False
