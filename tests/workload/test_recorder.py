@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from kvoffload import AsyncLRUManager, ConfigError, MemoryTier, hash_blocks
-from kvoffload.workload import TraceRecorder, read_trace, simulate
+from kvoffload.workload import TraceRecorder, read_trace, recorder, simulate
 
 CHAIN = hash_blocks(range(64), block_tokens=16)
 
@@ -19,13 +19,13 @@ async def test_what_was_served_is_in_the_file(tmp_path: Path, name: str) -> None
     """Each request once, whether its blocks were there or not, and nothing after the end."""
     path = tmp_path / name
     async with AsyncLRUManager(hot=MemoryTier(8, 64)) as kv:
-        async with TraceRecorder(kv, path, block_tokens=16) as recorder:
+        async with TraceRecorder(kv, path, block_tokens=16) as taken:
             for length in (2, 4):
                 async with kv.request(CHAIN[:length]) as request:
                     await request.store([bytes(64)] * (length - request.hit))
             async with kv.load(CHAIN[:2]):
                 pass
-        assert (recorder.requests, recorder.dropped) == (3, 0)
+        assert (taken.requests, taken.dropped) == (3, 0)
         async with kv.load(CHAIN[:1]):
             pass
     recorded = await asyncio.to_thread(read_trace, path)
@@ -79,3 +79,17 @@ async def test_cancelled_it_writes_what_waits(tmp_path: Path) -> None:
         assert not kv._core.index.users
     lines = (await asyncio.to_thread(path.read_text)).splitlines()
     assert [len(json.loads(line)["hash_ids"]) for line in lines] == [3]
+
+
+async def test_many_are_written_while_it_runs(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """In order and each once, though several batches are due before the first is written."""
+    monkeypatch.setattr(recorder, "WRITE_EVERY", 3)
+    path = tmp_path / "requests.jsonl"
+    async with AsyncLRUManager(hot=MemoryTier(8, 64)) as kv, TraceRecorder(kv, path):
+        for number in range(20):
+            async with kv.request(CHAIN[: 1 + number % 4]):
+                pass
+    recorded = await asyncio.to_thread(read_trace, path)
+    assert [len(each.hash_ids) for each in recorded.requests] == [1 + n % 4 for n in range(20)]

@@ -6,18 +6,23 @@ import asyncio
 import gzip
 import hashlib
 import json
+import logging
 import time
 from collections.abc import Sequence
-from contextlib import suppress
 from pathlib import Path
 from types import TracebackType
 from typing import IO, Self, cast
+
+import anyio
 
 from ..errors import ConfigError
 from ..managers.contract import Contract
 from ..types import Key
 
-WRITE_EVERY_S = 1.0
+_log = logging.getLogger("kvoffload")
+
+WRITE_EVERY = 1000
+"""Requests that are written at a time."""
 MAX_WAITING = 100_000
 """Requests that may wait to be written; beyond it they are dropped, and counted."""
 
@@ -31,7 +36,8 @@ class TraceRecorder:
     One JSON object a line: `timestamp` (ms since the start), `input_length` (tokens), and
     `hash_ids`, the chain's blocks as numbers of 53 bits that tell nothing of the hashes. A request
     is what counts as one use: a request scope, a `load`, or a `touch`. Lines are written off the
-    loop, once a second; on exit, also by cancellation, what waits is written.
+    loop, in jobs of the manager's, a thousand at a time; on exit, also by cancellation, what waits
+    is written. Leave it before the manager.
 
     Args:
         manager: Whose requests.
@@ -40,7 +46,7 @@ class TraceRecorder:
 
     Attributes:
         requests: Requests taken down so far.
-        dropped: Requests that came faster than they could be written.
+        dropped: Requests that could not be written, or came faster than they could be.
 
     Raises:
         ConfigError: On entry, if the file is there already or can't be made.
@@ -49,16 +55,18 @@ class TraceRecorder:
     def __init__(self, manager: Contract, path: str | Path, *, block_tokens: int = 0) -> None:
         self.requests = 0
         self.dropped = 0
-        self._index = manager._core.index
+        self._core = manager._core
         self._path = Path(path)
         self._block_tokens = block_tokens
         self._waiting: list[tuple[float, tuple[Key, ...]]] = []
         self._started_s = 0.0
         self._file: IO[bytes] | None = None
-        self._writer: asyncio.Task[None] | None = None
+        self._writing = anyio.Lock()
+        self._scheduled = False
 
     async def __aenter__(self) -> Self:
         """Make the file and begin."""
+        self._core.check()
         try:
             self._file = await asyncio.to_thread(self._open)
         except OSError as exc:
@@ -66,8 +74,7 @@ class TraceRecorder:
                 f"can't record into {self._path}: {exc.strerror or exc}; name a new file"
             ) from exc
         self._started_s = time.monotonic()
-        self._index.users.append(self._take_down)
-        self._writer = asyncio.create_task(self._write_on())
+        self._core.index.users.append(self._take_down)
         return self
 
     async def __aexit__(
@@ -77,12 +84,8 @@ class TraceRecorder:
         traceback: TracebackType | None,
     ) -> None:
         """Stop, and write what waits."""
-        self._index.users.remove(self._take_down)
-        if self._writer is not None:
-            self._writer.cancel()
-            with suppress(asyncio.CancelledError):
-                await self._writer
-        await asyncio.shield(asyncio.to_thread(self._finish))
+        self._core.index.users.remove(self._take_down)
+        await self._core.jobs.start(lambda _: self._finish()).result()
 
     def _take_down(self, keys: Sequence[Key]) -> None:
         if len(self._waiting) >= MAX_WAITING:
@@ -90,12 +93,23 @@ class TraceRecorder:
             return
         self.requests += 1
         self._waiting.append((time.monotonic(), tuple(keys)))
+        if len(self._waiting) >= WRITE_EVERY and not self._scheduled:
+            self._scheduled = True
+            self._core.jobs.start(lambda _: self._write_waiting())
 
-    async def _write_on(self) -> None:
-        while True:
-            await asyncio.sleep(WRITE_EVERY_S)
-            if self._waiting:
-                await asyncio.shield(asyncio.to_thread(self._write, self._take_waiting()))
+    async def _write_waiting(self) -> None:
+        async with self._writing:
+            self._scheduled = False
+            waiting = self._take_waiting()
+            try:
+                await asyncio.to_thread(self._write, waiting)
+            except OSError as exc:
+                self.dropped += len(waiting)
+                _log.warning("%d requests could not be recorded: %s", len(waiting), exc)
+
+    async def _finish(self) -> None:
+        await self._write_waiting()
+        await asyncio.to_thread(self._close)
 
     def _take_waiting(self) -> list[tuple[float, tuple[Key, ...]]]:
         waiting, self._waiting = self._waiting, []
@@ -119,8 +133,7 @@ class TraceRecorder:
             }
             self._file.write(json.dumps(record, separators=(",", ":")).encode() + b"\n")
 
-    def _finish(self) -> None:
-        self._write(self._take_waiting())
+    def _close(self) -> None:
         assert self._file is not None
         inner = getattr(self._file, "fileobj", None)
         self._file.close()
