@@ -18,6 +18,7 @@ from kvoffload import (
     MemoryTier,
     TieredLRUManager,
 )
+from kvoffload.policy.recency import RecencyQueue
 from kvoffload.testing import FaultyTier, ManualClock, RestartableTier, eventually
 
 
@@ -161,7 +162,9 @@ async def test_returned_keys_are_bounded() -> None:
         await kv.complete_load(["a"])
         policy = kv._core.index.policy
         assert isinstance(policy, LRUPolicy)
-        assert len(policy._levels[0]._returned) < 10
+        queue = policy._levels[0]
+        assert isinstance(queue, RecencyQueue)
+        assert len(queue._returned) < 10
 
 
 async def test_waits_leave_nothing_in_the_signal() -> None:

@@ -7,6 +7,7 @@ import errno
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -14,6 +15,7 @@ import pytest
 from kvoffload import AsyncLRUManager, BlockHash, DiskTier, MemoryTier, TierError, TierTimeoutError
 from kvoffload.storage.files import FileLayer
 from kvoffload.testing import FaultyFileLayer, PowerLoss, payload_for
+from kvoffload.testing.clock import eventually
 
 BLOCK = 4096
 LIMIT_S = 0.3
@@ -117,13 +119,17 @@ async def opened(tier: DiskTier) -> dict[int, str]:
     return {block.slot: block.key.decode() for block in await tier.open()}
 
 
+def is_released(tier: DiskTier) -> bool:
+    return tier._session is None or tier._session.released
+
+
 async def closed(*tiers: DiskTier) -> None:
     """Close them, however they are."""
     for tier in tiers:
         try:
             await tier.close()
         except TierTimeoutError:  # what hung is not back yet
-            await asyncio.sleep(0.05)
+            await eventually(partial(is_released, tier))
             await closed(tier)
         except TierError:
             pass
@@ -389,7 +395,9 @@ async def test_a_block_whose_writing_timed_out_can_be_evicted_for_good(tmp_path:
             assert hang.triggered
             # Blanking what the write left fails, when it is back.
             files.fail("pwritev", files="records", after=0)
-        await asyncio.sleep(0.05)
+        session = cold._session
+        assert session is not None
+        await eventually(lambda: not session._drifting)
         files.heal()
         await kv.evict([b"a", b"b"])
         survivor = make(tmp_path / "cold", files)

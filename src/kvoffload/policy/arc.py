@@ -5,12 +5,12 @@ from __future__ import annotations
 from collections import OrderedDict
 from collections.abc import Collection, Sequence
 
-from ..errors import ConfigError
 from ..types import Key
+from .per_level import PerLevelPolicy
 from .recency import RecencyQueue
 
 
-class ARCPolicy:
+class ARCPolicy(PerLevelPolicy):
     """Balance recency against frequency by what was evicted too early; admits everything.
 
     The use that stores a block does not count as one; of an evicted block only the key is kept,
@@ -22,50 +22,10 @@ class ARCPolicy:
     name = "arc"
 
     def __init__(self) -> None:
-        self._levels: list[_Level] = []
-
-    def attach(self, capacities: Sequence[int]) -> None:
-        """Serve a manager with these levels; see `EvictionPolicy`."""
-        if self._levels:
-            raise ConfigError("this policy object serves another manager: make one for each")
-        self._levels = [_Level(capacity) for capacity in capacities]
-
-    def admit(
-        self,
-        keys: Sequence[Key],
-        level: int,
-        *,
-        chain: Sequence[Key] = (),
-        pinned: Collection[Key] = (),
-    ) -> Collection[Key]:
-        """Admit everything."""
-        return keys
-
-    def insert(self, keys: Sequence[Key], level: int) -> None:
-        """Add blocks to a level; those that left it too early shift the balance."""
-        self._levels[level].insert(keys)
-
-    def remove(self, keys: Sequence[Key], level: int) -> None:
-        """Remove blocks from a level; their keys are remembered."""
-        self._levels[level].remove(keys)
-
-    def use(self, keys: Sequence[Key]) -> None:
-        """Note one use of a chain."""
-        for level in self._levels:
-            level.use(keys)
-
-    def victims(self, level: int, count: int, pinned: Collection[Key]) -> list[Key]:
-        """Return blocks used once where these have more than their share, else used again."""
-        return self._levels[level].victims(count, pinned)
-
-    def unpinned(self, keys: Sequence[Key]) -> None:
-        """Offer these again."""
-        for level in self._levels:
-            level.once.unpinned(keys)
-            level.again.unpinned(keys)
+        super().__init__(_Lists)
 
 
-class _Level:
+class _Lists:
     """One level's four lists; `share` is how many blocks used once it should have."""
 
     def __init__(self, capacity: int) -> None:
@@ -77,7 +37,7 @@ class _Level:
         self._once_ghosts: OrderedDict[Key, None] = OrderedDict()
         self._again_ghosts: OrderedDict[Key, None] = OrderedDict()
 
-    def insert(self, keys: Sequence[Key]) -> None:
+    def push(self, keys: Sequence[Key]) -> None:
         once: list[Key] = []
         again: list[Key] = []
         for key in keys:
@@ -97,7 +57,7 @@ class _Level:
         self.again.push(again)
         self._unused.update(keys)
 
-    def remove(self, keys: Sequence[Key]) -> None:
+    def discard(self, keys: Sequence[Key]) -> None:
         for key in keys:
             ghosts = self._once_ghosts if key in self.once else self._again_ghosts
             ghosts[key] = None
@@ -120,9 +80,13 @@ class _Level:
         risen = set(moved)
         self.again.renew([key for key in keys if key in risen or key in self.again])
 
-    def victims(self, count: int, pinned: Collection[Key]) -> list[Key]:
+    def coldest(self, count: int, pinned: Collection[Key]) -> list[Key]:
         once = self.once.coldest(count, pinned)
         again = self.again.coldest(count, pinned)
         surplus = max(0, len(self.once) - int(self._share))
         from_once = min(len(once), max(min(count, surplus), count - len(again)))
         return [*once[:from_once], *again[: count - from_once]]
+
+    def unpinned(self, keys: Sequence[Key]) -> None:
+        self.once.unpinned(keys)
+        self.again.unpinned(keys)

@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections import OrderedDict
 from collections.abc import Collection, Sequence
 
-from ..errors import ConfigError
 from ..types import Key
+from .per_level import PerLevelPolicy
 
 SMALL_SHARE = 0.1
 """Part of a level that is for blocks on probation."""
@@ -15,7 +15,7 @@ PROMOTED_FROM = 2
 """Uses on probation that take a block into the main queue."""
 
 
-class S3FIFOPolicy:
+class S3FIFOPolicy(PerLevelPolicy):
     """Evict quickly what was not used again soon after it came; admits everything.
 
     The use that stores a block does not count as one; of an evicted block only the key is kept,
@@ -27,47 +27,10 @@ class S3FIFOPolicy:
     name = "s3fifo"
 
     def __init__(self) -> None:
-        self._levels: list[_Level] = []
-
-    def attach(self, capacities: Sequence[int]) -> None:
-        """Serve a manager with these levels; see `EvictionPolicy`."""
-        if self._levels:
-            raise ConfigError("this policy object serves another manager: make one for each")
-        self._levels = [_Level(capacity) for capacity in capacities]
-
-    def admit(
-        self,
-        keys: Sequence[Key],
-        level: int,
-        *,
-        chain: Sequence[Key] = (),
-        pinned: Collection[Key] = (),
-    ) -> Collection[Key]:
-        """Admit everything."""
-        return keys
-
-    def insert(self, keys: Sequence[Key], level: int) -> None:
-        """Add blocks to a level: on probation, unless they left it not long ago."""
-        self._levels[level].insert(keys)
-
-    def remove(self, keys: Sequence[Key], level: int) -> None:
-        """Remove blocks from a level; the keys of those on probation are remembered."""
-        self._levels[level].remove(keys)
-
-    def use(self, keys: Sequence[Key]) -> None:
-        """Count one use of each."""
-        for level in self._levels:
-            level.use(keys)
-
-    def victims(self, level: int, count: int, pinned: Collection[Key]) -> list[Key]:
-        """Return the oldest without a use; those with one get another round on the way."""
-        return self._levels[level].victims(count, pinned)
-
-    def unpinned(self, keys: Sequence[Key]) -> None:
-        """Do nothing, for nothing was set aside."""
+        super().__init__(_Queues)
 
 
-class _Level:
+class _Queues:
     """One level's queues, oldest first; the numbers are uses, -1 before the one that stores."""
 
     def __init__(self, capacity: int) -> None:
@@ -76,7 +39,7 @@ class _Level:
         self._main: OrderedDict[Key, int] = OrderedDict()
         self._ghosts: OrderedDict[Key, None] = OrderedDict()
 
-    def insert(self, keys: Sequence[Key]) -> None:
+    def push(self, keys: Sequence[Key]) -> None:
         for key in reversed(keys):
             if key in self._ghosts:
                 del self._ghosts[key]
@@ -84,7 +47,7 @@ class _Level:
             else:
                 self._small[key] = -1
 
-    def remove(self, keys: Sequence[Key]) -> None:
+    def discard(self, keys: Sequence[Key]) -> None:
         for key in keys:
             if self._small.pop(key, None) is not None:
                 self._ghosts[key] = None
@@ -99,7 +62,7 @@ class _Level:
                 if key in queue:
                     queue[key] = min(MOST_USES, queue[key] + 1)
 
-    def victims(self, count: int, pinned: Collection[Key]) -> list[Key]:
+    def coldest(self, count: int, pinned: Collection[Key]) -> list[Key]:
         small, main = self._small, self._main
         chosen: list[Key] = []
         aside_small: list[tuple[Key, int]] = []  # chosen or pinned: they keep their places
@@ -128,3 +91,6 @@ class _Level:
                 queue[key] = uses
                 queue.move_to_end(key, last=False)
         return chosen
+
+    def unpinned(self, keys: Sequence[Key]) -> None:
+        """Do nothing, for nothing was set aside."""
