@@ -1,4 +1,4 @@
-"""The file calls that the cold tier makes, which tests can make fail; moving runs of slots by them.
+"""The file calls that the cold tier makes, which tests can make fail.
 
 All of it blocks, and raises `OSError`.
 """
@@ -8,7 +8,6 @@ from __future__ import annotations
 import errno
 import fcntl
 import os
-from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
 
@@ -107,45 +106,3 @@ class FileLayer:
     def unlink(self, path: Path) -> None:
         """Remove a file."""
         path.unlink()
-
-
-def move_run(
-    transfer: Callable[[int, list[memoryview], int], int],
-    fd: int,
-    views: list[memoryview],
-    offset: int,
-    slot_bytes: int,
-) -> list[OSError | None]:
-    """Move views that lie one after the other, by as few calls as it takes.
-
-    An error stops the slot that it met, and the next one goes on.
-
-    Args:
-        transfer: Vectored read or write at an offset; returns the bytes moved.
-        fd: The file.
-        views: Flat views of bytes, none empty; all but the last are a slot long.
-        offset: Where the first one starts in the file.
-        slot_bytes: Bytes from one to the next.
-
-    Returns:
-        One outcome a view; `errno.ENODATA` where the file ends too early.
-    """
-    outcomes: list[OSError | None] = [None] * len(views)
-    at = 0  # the view to go on with
-    done = 0  # its bytes moved so far
-    while at < len(views):
-        rest = [views[at][done:], *views[at + 1 :]]
-        try:
-            moved = transfer(fd, rest, offset + at * slot_bytes + done)
-            if not moved:
-                raise OSError(errno.ENODATA, "the file ends before the payload does")
-        except OSError as exc:
-            outcomes[at] = exc
-            at += 1
-            done = 0
-            continue
-        done += moved
-        while at < len(views) and done >= len(views[at]):
-            done -= len(views[at])
-            at += 1
-    return outcomes

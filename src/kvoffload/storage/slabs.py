@@ -9,8 +9,8 @@ import errno
 import os
 import threading
 from collections import OrderedDict
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import contextmanager, suppress
+from collections.abc import Callable, Iterable, Sequence
+from contextlib import suppress
 from pathlib import Path
 
 import numpy as np
@@ -255,6 +255,31 @@ class SlotFiles:
         writing: bool,
     ) -> list[OSError | None]:
         outcomes: list[OSError | None] = [None] * len(slots)
+        for run, move in self._runs(slots, buffers):
+            index, first = divmod(slots[run[0]], self.slots_per_file)
+            views = [buffers[position] for position in run]
+            try:
+                with self._opened(index, create=writing) as fd:
+                    errors = move(fd, views, first * self.slot_bytes, transfer, writing)
+                    if writing:
+                        # Not earlier: a sync that runs meanwhile would take the mark away.
+                        self._mark(index, first, len(run))
+            except OSError as exc:
+                errors = [exc] * len(run)
+            if any(errors):
+                for position, error in zip(run, errors, strict=True):
+                    if error is not None:
+                        error.filename = error.filename or str(self._path(index))
+                        outcomes[position] = error
+        return outcomes
+
+    def _runs(
+        self, slots: Sequence[int], buffers: Sequence[memoryview]
+    ) -> list[tuple[list[int], _Move]]:
+        """Group positions for a call each, with the way to move them; those of no bytes in none."""
+        if len(slots) == 1 and not self.direct:
+            # A block so large that it goes alone: what is saved here is some percent of it.
+            return [([0], self._move_run)] if len(buffers[0]) else []
         order: Sequence[int] = sorted(range(len(slots)), key=slots.__getitem__)
         through: list[int] = []
         if self.direct:
@@ -266,7 +291,13 @@ class SlotFiles:
                 order = [position for position in order if position not in copied]
         sizes = list(map(len, buffers))
         per_bounce = min(RUN_SLOTS, max(1, BOUNCE_BYTES // self.slot_bytes))
-        for positions, most in ((order, RUN_SLOTS), (through, per_bounce)):
+        ways: tuple[tuple[Sequence[int], int, _Move], ...] = (
+            (order, RUN_SLOTS, self._move_run),
+            (through, per_bounce, self._bounce_run),
+        )
+        return [
+            (run, move)
+            for positions, most, move in ways
             for run in join_runs(
                 positions,
                 slots,
@@ -274,23 +305,8 @@ class SlotFiles:
                 slot_bytes=self.slot_bytes,
                 slots_per_file=self.slots_per_file,
                 most_slots=most,
-            ):
-                index, first = divmod(slots[run[0]], self.slots_per_file)
-                views = [buffers[position] for position in run]
-                move = self._bounce_run if positions is through else self._move_run
-                try:
-                    with self._opened(index, create=writing) as fd:
-                        errors = move(fd, views, first * self.slot_bytes, transfer, writing)
-                        if writing:
-                            # Not earlier: a sync that runs meanwhile would take the mark away.
-                            self._mark(index, first, len(run))
-                except OSError as exc:
-                    errors = [exc] * len(run)
-                for position, error in zip(run, errors, strict=True):
-                    if error is not None:
-                        error.filename = error.filename or str(self._path(index))
-                        outcomes[position] = error
-        return outcomes
+            )
+        ]
 
     def _move_run(
         self, fd: int, views: list[memoryview], offset: int, transfer: Transfer, _: bool
@@ -346,8 +362,11 @@ class SlotFiles:
             self._own.bounce = bounce
         return bounce[:size]
 
-    @contextmanager
-    def _opened(self, index: int, *, create: bool) -> Iterator[int]:
+    def _opened(self, index: int, *, create: bool) -> _Opened:
+        """Return a context with a file's descriptor, which is not closed meanwhile."""
+        return _Opened(self, index, create)
+
+    def _begin_use(self, index: int, create: bool) -> int:
         with self._lock:
             self._users[index] = self._users.get(index, 0) + 1  # from here on it is not closed
             fd = self._fds.get(index)
@@ -356,16 +375,18 @@ class SlotFiles:
         try:
             if fd is None:
                 fd = self._open(index, create)
-            self._close_surplus()
-            yield fd
-        except OSError as exc:
-            exc.filename = exc.filename or str(self._path(index))
+            if len(self._fds) > self._max_open:
+                self._close_surplus()
+        except BaseException:
+            self._end_use(index)
             raise
-        finally:
-            with self._lock:
-                self._users[index] -= 1
-                if not self._users[index]:
-                    del self._users[index]
+        return fd
+
+    def _end_use(self, index: int) -> None:
+        with self._lock:
+            self._users[index] -= 1
+            if not self._users[index]:
+                del self._users[index]
 
     def _open(self, index: int, create: bool) -> int:
         """Open a file that a thread uses; only who needs this very one waits, for it may hang."""
@@ -394,8 +415,6 @@ class SlotFiles:
         return fd
 
     def _close_surplus(self) -> None:
-        if len(self._fds) <= self._max_open:
-            return
         with self._lock:
             idle = [index for index in self._fds if index not in self._users]
             surplus = idle[: max(0, len(self._fds) - self._max_open)]
@@ -456,6 +475,35 @@ class SlotFiles:
 
     def _path(self, index: int) -> Path:
         return self._directory / self._file_name(index)
+
+
+class _Opened:
+    """A use of a file: a context manager, in a form that costs little, for every call makes one."""
+
+    __slots__ = ("_create", "_files", "_index")
+
+    def __init__(self, files: SlotFiles, index: int, create: bool) -> None:
+        self._files = files
+        self._index = index
+        self._create = create
+
+    def __enter__(self) -> int:
+        try:
+            return self._files._begin_use(self._index, self._create)
+        except OSError as exc:
+            self._name(exc)
+            raise
+
+    def __exit__(self, _: object, error: BaseException | None, __: object) -> None:
+        self._files._end_use(self._index)
+        if isinstance(error, OSError):
+            self._name(error)
+
+    def _name(self, error: OSError) -> None:
+        error.filename = error.filename or str(self._files._path(self._index))
+
+
+_Move = Callable[[int, list[memoryview], int, Transfer, bool], list[OSError | None]]
 
 
 def takes_direct_io(layer: FileLayer, directory: Path) -> bool:
