@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Collection, Sequence
 
-from kvoffload import ConfigError, Key
+from kvoffload import ConfigError, Key, Retention
 
 
 class UsedAgain:
@@ -30,6 +30,7 @@ class UsedAgain:
         *,
         chain: Sequence[Key] = (),
         pinned: Collection[Key] = (),
+        retention: Retention | None = None,
     ) -> Collection[Key]:
         """Let everything in."""
         return keys
@@ -48,7 +49,7 @@ class UsedAgain:
             for queue in self._levels[level]:
                 queue.pop(key, None)
 
-    def use(self, keys: Sequence[Key]) -> None:
+    def use(self, keys: Sequence[Key], *, retention: Retention | None = None) -> None:
         """Move a chain to the end of its queues, tail first."""
         for key in reversed(keys):
             if key in self._uses:

@@ -34,6 +34,7 @@ from .policy.fifo import FIFOPolicy as FIFOPolicy
 from .policy.lru import LRUPolicy as LRUPolicy
 from .policy.s3fifo import S3FIFOPolicy as S3FIFOPolicy
 from .policy.weighted import WeightedPolicy as WeightedPolicy
+from .retention import Retention as Retention
 from .tiers.disk import DiskTier as DiskTier
 from .tiers.memory import MemoryTier as MemoryTier
 from .types import BlockHash as BlockHash
@@ -44,6 +45,7 @@ from .types import Buffer as Buffer
 from .types import Clock as Clock
 from .types import EvictionPolicy as EvictionPolicy
 from .types import FlushResult as FlushResult
+from .types import ForecastingPolicy as ForecastingPolicy
 from .types import Key as Key
 from .types import Lease as Lease
 from .types import LoadStoreSpec as LoadStoreSpec
@@ -78,6 +80,7 @@ __all__ = (
     "EvictionPolicy",
     "FIFOPolicy",
     "FlushResult",
+    "ForecastingPolicy",
     "Key",
     "LRUEntry",
     "LRUManagerFactory",
@@ -99,6 +102,7 @@ __all__ = (
     "PrepareStoreOutput",
     "RejectReason",
     "Request",
+    "Retention",
     "S3FIFOPolicy",
     "SlotEntry",
     "StoreResult",

@@ -22,9 +22,21 @@ class BlockEntry(LRUEntry):
         shown: Holders that know the slot: leased views of it, and two-phase loads. Their block is
             not promoted, for its slot would be the first to give way afterwards.
         uses_below: Uses since the block last came to a tier below the hottest.
+        follower: A remainder of the hash of the block that was seen to follow it in a chain, `None`
+            for none so far, negative for several.
     """
 
-    __slots__ = ("busy", "copies", "key", "level", "move", "shown", "size", "uses_below")
+    __slots__ = (
+        "busy",
+        "copies",
+        "follower",
+        "key",
+        "level",
+        "move",
+        "shown",
+        "size",
+        "uses_below",
+    )
 
     size_weight = 1.0  # equal blocks; no field of its own in a million of them
 
@@ -36,6 +48,7 @@ class BlockEntry(LRUEntry):
     move: Move | None
     shown: int
     uses_below: int
+    follower: int | None
 
     @property
     def namespace(self) -> str | None:

@@ -37,6 +37,6 @@ def check_cold_admission(value: str) -> str:
     Raises:
         ConfigError: No such choice.
     """
-    if value not in ("all", "reused"):
-        raise ConfigError(f"cold_admission must be 'all' or 'reused', not {value!r}")
+    if value not in ("all", "likely", "reused"):
+        raise ConfigError(f"cold_admission must be 'all', 'likely' or 'reused', not {value!r}")
     return value

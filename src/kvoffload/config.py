@@ -27,7 +27,8 @@ class ManagerSettings:
         namespace: Isolation domain that is part of every key.
         staging_bytes: Budget of the buffers for blocks that have no address of their own.
         reservation_ttl_s: Seconds until a two-phase holder that never completes is given up.
-        cold_admission: What is written to the cold tier: `"all"`, or only what was `"reused"`.
+        cold_admission: What is written to the cold tier: `"all"`, only what was `"reused"`, or
+            that and what is `"likely"` to be.
         close_timeout_s: Seconds for draining and flushing at close, and as much for the tiers.
         fsync: When the cold tier makes sure of its writes, see `DiskTier`; so for the others below.
         direct_io: Whether the cold tier bypasses the page cache.
@@ -52,7 +53,7 @@ class ManagerSettings:
     namespace: str = ""
     staging_bytes: int = 256 * 1024 * 1024
     reservation_ttl_s: float = 600.0
-    cold_admission: Literal["all", "reused"] = "all"
+    cold_admission: Literal["all", "likely", "reused"] = "all"
     close_timeout_s: float = 30.0
     fsync: Literal["flush", "always"] = "flush"
     direct_io: Literal["auto", "on", "off"] = "auto"

@@ -3,17 +3,17 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Awaitable, Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 
 from .blocks import BlockEntry
-from .errors import BlockNotFoundError, ConfigError
+from .errors import BlockNotFoundError, ConfigError, TierError
 from .events import EventHub
 from .index import Index
 from .jobs import Job, Jobs
 from .keys import check_namespace, decode_key, show_hash
-from .lifecycle import Lifecycle
+from .lifecycle import Lifecycle, Phase
 from .metrics import ManagerStats, new_counters
 from .movement.durability import Durability
 from .movement.loading import Loading
@@ -21,6 +21,7 @@ from .movement.storing import Stored, Storing
 from .movement.transfer import Transfer
 from .named import Named
 from .prefetch import Prefetcher
+from .retention import Retention
 from .twophase import TwoPhase
 from .types import BlockHash, BlockState, ByteArray, Clock, EvictionPolicy, Key, RejectReason, Tier
 from .views import Staging
@@ -49,7 +50,7 @@ class CoreOptions:
         reservation_ttl_s: Seconds until a two-phase holder that never completes is given up.
         promote_threshold: Uses below the hottest tier that promote a block; `None` for never.
         close_timeout_s: Seconds for draining and flushing at close, and as much for the tiers.
-        spares_disks: Write only what was used again to a persistent tier below another.
+        cold_admission: What is written to a persistent tier below another.
     """
 
     clock: Clock
@@ -58,7 +59,7 @@ class CoreOptions:
     reservation_ttl_s: float
     promote_threshold: int | None
     close_timeout_s: float
-    spares_disks: bool = False
+    cold_admission: str = "all"
 
 
 class Core:
@@ -76,7 +77,7 @@ class Core:
         self.check = self.lifecycle.check
         self.events = EventHub(self.namespace)
         self.index = Index(tiers, policy, self.clock, self.events)
-        self.index.spares_disks = options.spares_disks
+        self.index.cold_admission = options.cold_admission
         self._options = options
         self._staging = Staging(options.staging_bytes, self.block_bytes)
         self.prefetchers: list[Prefetcher] = []
@@ -158,11 +159,16 @@ class Core:
         return [key for key in once if key not in ready and key not in pending]
 
     async def store(
-        self, keys: Sequence[Key], payloads: Sequence[ByteArray], chain: Sequence[Key] = ()
+        self,
+        keys: Sequence[Key],
+        payloads: Sequence[ByteArray],
+        chain: Sequence[Key] = (),
+        retention: Retention | None = None,
     ) -> Outcome:
         """Store blocks, without counting a use; the blocks that are present are protected.
 
-        `chain` is all that they are part of, where that is known.
+        `chain` is all that they are part of, where that is known, and `retention` what its caller
+        says of it.
         """
         index = self.index
         bytes_of: dict[Key, ByteArray] = {}
@@ -170,7 +176,8 @@ class Core:
             bytes_of.setdefault(key, payload)
         new = self.unknown(keys)
         outcome = Outcome(present=[key for key in bytes_of if index.state(key) is not ABSENT])
-        named = Named(index, list(bytes_of), chain)  # rejected here, another may store it
+        # All of them: one that is rejected here, another may store.
+        named = Named(index, list(bytes_of), chain, retention)
         try:
             stored = await self.storing.store(new, [bytes_of[key] for key in new], named)
         finally:
@@ -181,6 +188,39 @@ class Core:
         # One may leave, be stored by another call, and leave again.
         outcome.evicted = list(dict.fromkeys(stored.evicted))
         return outcome
+
+    async def evict(self, keys: Sequence[Key]) -> list[BlockEntry]:
+        """Remove blocks without a pin from every tier, for good; return what left.
+
+        Blocks on their way between tiers are waited for.
+
+        Raises:
+            TierError: A tier could not erase some; they left, but may come back after a restart.
+        """
+        await self.wait_for_transfers(keys)
+        entries = self._drop(keys)
+        await self.durability.erase(keys)
+        return entries
+
+    def forget(self, keys: Sequence[Key]) -> None:
+        """Remove the end of a chain that no other shares; what takes I/O goes on behind."""
+        if self.lifecycle.phase is not Phase.OPEN:
+            return
+        index = self.index
+        own = index.own_end(keys)
+        self._drop(own)
+        if any(key in index.ready for key in own) or index.stale(own):
+            self.jobs.start(lambda _: self._forget(own))
+
+    async def wait_for_transfers(self, keys: Sequence[Key]) -> None:
+        """Wait for transfers of the manager's own, where nothing else pins these blocks."""
+        index = self.index
+        while True:
+            found = (index.ready.get(key) for key in keys)
+            if not any(entry and 0 < entry.busy == entry.pin_count for entry in found):
+                return
+            await index.changed.wait()
+            self.check()
 
     async def reserve(
         self, keys: Sequence[Key], sizes: Sequence[int], named: Named
@@ -263,6 +303,19 @@ class Core:
         pinned = sum(index.ready[key].namespace == namespace for key in index.pinned)
         counters = index.counters.get(namespace) or new_counters()
         return ManagerStats(**counters, pending=pending, pinned=pinned, tiers=mine)
+
+    def _drop(self, keys: Iterable[Key]) -> list[BlockEntry]:
+        index = self.index
+        found = [index.ready[key] for key in dict.fromkeys(keys) if key in index.ready]
+        entries = [entry for entry in found if not entry.pin_count]
+        index.drop(entries)
+        return entries
+
+    async def _forget(self, keys: Sequence[Key]) -> None:
+        try:
+            await self.evict(keys)
+        except TierError as exc:  # an event and a counter tell; nobody waits
+            log.warning("blocks of a session that is over may come back after a restart: %s", exc)
 
     async def _write_staged(self, entries: Sequence[BlockEntry]) -> None:
         hottest = self.index.levels[0]

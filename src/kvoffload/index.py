@@ -15,13 +15,28 @@ from .blocks import BlockEntry, Grant, Move
 from .events import EventHub, EventKind
 from .levels import Level
 from .metrics import new_counters
+from .retention import Retention
 from .signals import Signal
-from .types import BlockState, Clock, EvictionPolicy, Key, RejectReason, Tier, TierState
+from .types import (
+    BlockState,
+    Clock,
+    EvictionPolicy,
+    ForecastingPolicy,
+    Key,
+    RejectReason,
+    Tier,
+    TierState,
+)
 
 _SIZE = attrgetter("size")
 _PINS = attrgetter("pin_count")
 READY, PENDING, ABSENT = BlockState.READY, BlockState.PENDING, BlockState.ABSENT
 READ_ONLY = TierState.READ_ONLY
+
+FOLLOWERS = 251
+"""Of the block that follows another, no more is kept than this remainder: a small integer."""
+SEVERAL = -1
+"""Stands for more than one follower."""
 
 
 class Index:
@@ -48,8 +63,8 @@ class Index:
         self.prefetched: set[Key] = set()
         """Blocks that a hint brought and nobody has used since."""
         self.changed = Signal()
-        self.spares_disks = False
-        """Whether only what was used again is written to a persistent tier below another."""
+        self.cold_admission = "all"
+        """What is written to a persistent tier below another; see `AsyncLRUManager`."""
         self.users: list[Callable[[Sequence[Key]], None]] = []
         """Are told of each use."""
         policy.attach([level.slots.capacity for level in self.levels])
@@ -112,20 +127,26 @@ class Index:
             self.unpin((entry,))
         self.changed.fire()
 
-    def use(self, keys: Sequence[Key]) -> None:
+    def use(self, keys: Sequence[Key], retention: Retention | None = None) -> None:
         """Count one use of a chain, head first; keys that are not ready are passed over."""
-        self.policy.use(keys)
+        self.policy.use(keys, retention=retention)
         for tell in self.users:
             tell(keys)
         now = self.clock()
         get = self.ready.get
+        above: BlockEntry | None = None
         for key in keys:
             entry = get(key)
+            if above is not None:
+                mark = hash(key) % FOLLOWERS
+                if above.follower != mark:
+                    above.follower = mark if above.follower is None else SEVERAL
             if entry is not None:
                 entry.access_count += 1
                 entry.access_time = now
                 if entry.level:
                     entry.uses_below += 1
+            above = entry
         if self.prefetched:
             useful = self.prefetched.intersection(keys) & self.ready.keys()
             self.prefetched -= useful
@@ -164,6 +185,7 @@ class Index:
             entry.move = None
             entry.shown = 0
             entry.uses_below = 0
+            entry.follower = None
             append(entry)
         self.pending.update(zip(keys, entries, strict=True))
         return entries
@@ -241,13 +263,17 @@ class Index:
     # Making room
 
     def place(
-        self, keys: Sequence[Key], held: int = 0, chain: Sequence[Key] = ()
+        self,
+        keys: Sequence[Key],
+        held: int = 0,
+        chain: Sequence[Key] = (),
+        retention: Retention | None = None,
     ) -> list[int | RejectReason]:
         """Return the level for each block of a new chain, head hottest, or why there is none.
 
         Room is counted before anything gives way, so that blocks of the chain come before what
         they push down. `held` blocks that are there already belong to the same call, and `chain`
-        is all that the blocks are part of, where that is known.
+        is all that the blocks are part of, where that is known, with what its caller says of it.
         """
         self.look()
         placed: list[int | RejectReason] = [RejectReason.FULL] * len(keys)
@@ -258,7 +284,9 @@ class Index:
             if not waiting:
                 break
             offered = [keys[number] for number in waiting]
-            admitted = self.policy.admit(offered, level.number, chain=chain, pinned=self.pinned)
+            admitted = self.policy.admit(
+                offered, level.number, chain=chain, pinned=self.pinned, retention=retention
+            )
             enter = waiting
             if admitted is not offered:
                 enter = [number for number in waiting if keys[number] in admitted]
@@ -338,8 +366,9 @@ class Index:
             else:
                 down.append(entry)
         if self.spares(number + 1):
-            spared = [entry.key for entry in down if not self.was_used_again(entry)]
-            down = [entry for entry in down if self.was_used_again(entry)]
+            worth = self.worth_writing(down)
+            spared = [entry.key for entry in down if entry not in worth]
+            down = [entry for entry in down if entry in worth]
             self.count("spared", spared)
             evicted += spared
             grants += [Grant(slot) for slot in self._evict(level, spared)]
@@ -396,13 +425,17 @@ class Index:
         return not (stays or written)
 
     def spares(self, number: int) -> bool:
-        """Tell whether a level takes only blocks that were used again."""
-        return self.spares_disks and self.levels[number].tier.persistent
+        """Tell whether a level takes only blocks that are worth writing."""
+        return self.cold_admission != "all" and self.levels[number].tier.persistent
 
-    @staticmethod
-    def was_used_again(entry: BlockEntry) -> bool:
-        """Tell whether a block was used beyond the use that stored it."""
-        return entry.access_count > 1
+    def worth_writing(self, entries: Sequence[BlockEntry]) -> set[BlockEntry]:
+        """Return those of the blocks that such a level takes."""
+        worth = {entry for entry in entries if entry.access_count > 1}  # beyond the one that stores
+        if self.cold_admission == "likely":
+            assert isinstance(self.policy, ForecastingPolicy)
+            rest = [entry.key for entry in entries if entry not in worth]
+            worth.update(map(self.ready.__getitem__, self.policy.likely(rest)))
+        return worth
 
     def release(self, number: int, grants: Iterable[Grant]) -> None:
         """Give granted slots back that nobody took."""
@@ -456,6 +489,16 @@ class Index:
                 entries = [entry for entry in entries if entry.namespace == namespace][:wanted]
             found += entries
         return found
+
+    def own_end(self, keys: Sequence[Key]) -> list[Key]:
+        """Return the end of a chain that no other chain was seen to share, head first."""
+        follower: int | None = None
+        for number in range(len(keys) - 1, -1, -1):
+            entry = self.ready.get(keys[number])
+            if entry is not None and entry.follower not in (None, follower):
+                return list(keys[number + 1 :])
+            follower = hash(keys[number]) % FOLLOWERS
+        return list(keys)
 
     def drop(self, entries: Sequence[BlockEntry]) -> None:
         """Remove blocks without a pin from every tier; what persists of them is stale."""

@@ -58,7 +58,7 @@ class ManagerStats:
         stored: Blocks that became ready.
         rejected: Blocks that `store` did not take.
         evictions: Blocks that left every tier to make room.
-        spared: Of those, the ones that `cold_admission="reused"` kept from being written to disk.
+        spared: Of those, the ones that `cold_admission` kept from being written to disk.
         promotions: Moves to a higher tier.
         demotions: Moves to a lower tier.
         pending: Blocks that are being stored now.

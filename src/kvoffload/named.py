@@ -6,6 +6,7 @@ from collections.abc import Sequence
 
 from .blocks import BlockEntry
 from .index import Index
+from .retention import Retention
 from .types import Key
 
 
@@ -14,12 +15,20 @@ class Named:
 
     Attributes:
         chain: The whole chain that the call is about, where that is known.
+        retention: What the caller says of it.
     """
 
-    __slots__ = ("_held", "_index", "_keys", "_released", "chain")
+    __slots__ = ("_held", "_index", "_keys", "_released", "chain", "retention")
 
-    def __init__(self, index: Index, keys: Sequence[Key], chain: Sequence[Key] = ()) -> None:
+    def __init__(
+        self,
+        index: Index,
+        keys: Sequence[Key],
+        chain: Sequence[Key] = (),
+        retention: Retention | None = None,
+    ) -> None:
         self.chain = chain
+        self.retention = retention
         self._index = index
         self._keys = keys
         self._held: dict[Key, BlockEntry] = {}

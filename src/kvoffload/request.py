@@ -14,6 +14,7 @@ from .core import Core, Outcome
 from .errors import ClosedError, ConfigError
 from .lease import LeaseScope
 from .payloads import check_payloads
+from .retention import Retention, as_retention
 from .types import BlockHash, Buffer, Key, Lease, RejectReason, StoreResult
 
 if TYPE_CHECKING:
@@ -33,12 +34,14 @@ class RequestScope:
         keys: Sequence[Key],
         block_hashes: Sequence[BlockHash],
         wait_pending_s: float,
+        retention: Retention | None,
         to_result: Callable[[Outcome], StoreResult],
     ) -> None:
         self._core = core
         self._keys = keys
         self._block_hashes = block_hashes
         self._wait_pending_s = wait_pending_s
+        self._retention = retention
         self._to_result = to_result
         self._pinned: list[BlockEntry] = []
         self._entered = False
@@ -58,6 +61,22 @@ class RequestScope:
         if not self._entered:
             raise ClosedError("use a request inside its `async with`")
         return self._hit
+
+    @property
+    def retention(self) -> Retention | None:
+        """How likely, or how soon, the chain is used again, as far as its caller knows.
+
+        Set it whenever more is known, until the scope is left; a number is a likelihood. Set to
+        `Retention.SESSION_OVER`, the blocks that no other chain shares are freed on leaving.
+
+        Raises:
+            ConfigError: On setting: neither a number from 0 to 1 nor a `Retention`.
+        """
+        return self._retention
+
+    @retention.setter
+    def retention(self, retention: Retention | float | None) -> None:
+        self._retention = as_retention(retention)
 
     async def __aenter__(self) -> RequestScope:
         """Find and pin the prefix hit, waiting for pending blocks as long as was said."""
@@ -86,9 +105,7 @@ class RequestScope:
         if self._ended:
             return
         self._ended = True
-        self._core.index.use(list(dict.fromkeys(self._keys)))
-        self._core.index.unpin(self._pinned)
-        self._pinned = []
+        self._end()
 
     def load(self, *, timeout_s: float | None = None) -> AbstractAsyncContextManager[Lease]:
         """Lease the `hit` blocks, in order; not a use of its own.
@@ -133,14 +150,14 @@ class RequestScope:
             return self._to_result(self._rejected(keys, self._rejection))
         self._storing = True
         try:
-            outcome = await core.store(keys, data, self._keys)
+            outcome = await core.store(keys, data, self._keys, self._retention)
         finally:
             self._storing = False
         self._next += len(keys)
         if outcome.rejected:
             self._rejection = next(iter(outcome.rejected.values()))
         if self._ended:
-            core.index.use(list(dict.fromkeys(self._keys)))
+            self._end()
         else:
             self._pin([key for key in keys if key in core.index.ready])
         return self._to_result(outcome)
@@ -150,6 +167,15 @@ class RequestScope:
     def _check(self) -> None:
         if not self._entered or self._ended:
             raise ClosedError("use a request inside its `async with`")
+
+    def _end(self) -> None:
+        """Count the one use, unpin, and free what is said to be over."""
+        keys = list(dict.fromkeys(self._keys))
+        self._core.index.use(keys, self._retention)
+        self._core.index.unpin(self._pinned)
+        self._pinned = []
+        if self._retention is not None and self._retention.is_over:
+            self._core.forget(keys)
 
     def _pin(self, keys: Sequence[Key]) -> None:
         entries = [self._core.index.ready[key] for key in keys]

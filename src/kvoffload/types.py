@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from .errors import TierError
     from .events import OffloadingEvent
     from .metrics import ManagerStats
+    from .retention import Retention
 
 if TYPE_CHECKING:
     # Arrays are buffers too, but a type checker knows that from Python 3.12 on only.
@@ -257,6 +258,7 @@ class EvictionPolicy(Protocol):
         *,
         chain: Sequence[Key] = (),
         pinned: Collection[Key] = (),
+        retention: Retention | None = None,
     ) -> Collection[Key]:
         """Return those of these new keys that may enter the level; the rest goes further down.
 
@@ -265,6 +267,7 @@ class EvictionPolicy(Protocol):
             level: Where they would go.
             chain: The whole chain that they belong to, where it is known.
             pinned: Keys that `victims` could not name to make room for them.
+            retention: What the caller of their request says of them.
         """
 
     def insert(self, keys: Sequence[Key], level: int) -> None:
@@ -273,14 +276,25 @@ class EvictionPolicy(Protocol):
     def remove(self, keys: Sequence[Key], level: int) -> None:
         """Note that these keys, resident at the level, left it (evicted, or about to move)."""
 
-    def use(self, keys: Sequence[Key]) -> None:
-        """Note one use of this chain; keys that are not resident may be among them."""
+    def use(self, keys: Sequence[Key], *, retention: Retention | None = None) -> None:
+        """Note one use of this chain, and what its caller says of it.
+
+        Keys that are not resident may be among them.
+        """
 
     def victims(self, level: int, count: int, pinned: Collection[Key]) -> list[Key]:
         """Return up to `count` resident keys not in `pinned`, coldest first; removes nothing."""
 
     def unpinned(self, keys: Sequence[Key]) -> None:
         """Note that these keys, which `victims` may have stepped over, are pinned no more."""
+
+
+@runtime_checkable
+class ForecastingPolicy(EvictionPolicy, Protocol):
+    """A policy that can also tell what it expects; `cold_admission="likely"` needs one."""
+
+    def likely(self, keys: Sequence[Key]) -> Collection[Key]:
+        """Return those of these resident keys that are likelier than not to be used again."""
 
 
 class SlotEntry(Protocol):
@@ -373,6 +387,13 @@ class Request(Protocol):
     def hit(self) -> int:
         """Prefix hit: leading blocks that were ready on entry; they stay pinned until the end."""
 
+    @property
+    def retention(self) -> Retention | None:
+        """How likely, or how soon, the chain is used again; to be set until the scope is left."""
+
+    @retention.setter
+    def retention(self, retention: Retention | float | None) -> None: ...
+
     def load(self, *, timeout_s: float | None = None) -> AbstractAsyncContextManager[Lease]:
         """Lease the `hit` blocks, in order."""
 
@@ -438,8 +459,15 @@ class OffloadingManager(Protocol):
     async def flush(self) -> FlushResult:
         """Make durable what the cold tier has room for; evicts nothing."""
 
+    async def forget(self, block_hashes: Sequence[BlockHash]) -> list[BlockHash]:
+        """Remove what no other chain was seen to share of a chain that is over."""
+
     def request(
-        self, block_hashes: Sequence[BlockHash], *, wait_pending_s: float = 0.0
+        self,
+        block_hashes: Sequence[BlockHash],
+        *,
+        wait_pending_s: float = 0.0,
+        retention: Retention | float | None = None,
     ) -> AbstractAsyncContextManager[Request]:
         """Open the scope of one prompt's chain; leaving it is one use of the whole chain."""
 

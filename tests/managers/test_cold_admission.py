@@ -20,12 +20,19 @@ from kvoffload import (
 SIZE = 64
 
 
-def manager(path: Path, admission: str = "reused", *, warm: int = 0) -> AsyncLRUManager:
+def manager(
+    path: Path,
+    admission: str = "reused",
+    *,
+    hot: int = 2,
+    warm: int = 0,
+    policy: str = "lru",
+) -> AsyncLRUManager:
     return AsyncLRUManager(
-        hot=MemoryTier(2, SIZE),
+        hot=MemoryTier(hot, SIZE),
         warm=MemoryTier(warm, SIZE, name="warm") if warm else None,
         cold=DiskTier(path, 8, SIZE),
-        policy="lru",
+        policy=policy,
         cold_admission=admission,
     )
 
@@ -95,9 +102,9 @@ async def test_a_disk_alone_takes_everything(tmp_path: Path) -> None:
 
 
 def test_another_word_is_refused(tmp_path: Path) -> None:
-    with pytest.raises(ConfigError, match="'all' or 'reused', not 'some'"):
+    with pytest.raises(ConfigError, match="'all', 'likely' or 'reused', not 'some'"):
         manager(tmp_path, "some")
-    with pytest.raises(ConfigError, match="'all' or 'reused'"):
+    with pytest.raises(ConfigError, match="'all', 'likely' or"):
         ManagerSettings(cold_admission="some")  # type: ignore[arg-type]  # what is tested
 
 
@@ -113,3 +120,31 @@ async def test_the_factory_passes_it_on(tmp_path: Path) -> None:
         await put(kv, 1)
         await put(kv, 2)
         assert kv.get_stats().spared == 1
+
+
+async def test_what_is_likely_to_be_used_again_is_written_too(tmp_path: Path) -> None:
+    """Nobody has used either of two new chats again; what such callers said before was right."""
+    async with manager(tmp_path / "cold", "likely", policy="weighted", hot=24) as kv:
+        for number in range(400):
+            chat = [f"{number} {block}" for block in range(4)]
+            before = [f"{number - 2} {block}" for block in range(4)]
+            for chain in [chat, before] if number % 2 else [chat]:
+                async with kv.request(chain, retention=0.9 if number % 2 else 0.1) as request:
+                    await request.store([bytes(SIZE)] * (len(chain) - request.hit))
+        likely, unlikely = ([f"last {said} {block}" for block in range(4)] for said in (0.9, 0.1))
+        for chain, said in ((likely, 0.9), (unlikely, 0.1)):
+            async with kv.request(chain, retention=said) as request:
+                await request.store([bytes(SIZE)] * 4)
+        ready = {name for name in [*likely, *unlikely] if kv.locate([name])[0].tier}
+        await kv.flush()
+        stats = kv.get_stats()
+        assert ready
+    async with manager(tmp_path / "cold", "likely", policy="weighted", hot=24) as kv:
+        durable = {name for name in ready if kv.locate([name])[0].tier}
+        assert durable == ready & set(likely)
+    assert stats.spared
+
+
+async def test_only_a_policy_that_forecasts_can_tell_what_is_likely(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match="needs a policy that forecasts"):
+        manager(tmp_path / "cold", "likely")

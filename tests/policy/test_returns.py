@@ -41,6 +41,14 @@ def test_the_index_is_the_best_ratio_over_all_times_to_stop(hazard: list[float])
         assert index[start] == pytest.approx(best)
 
 
+def law_of(*groups: int, weight: float = 1.0) -> ReturnLaw:
+    """Return a law with groups of so many classes."""
+    law = ReturnLaw(weight)
+    for num_classes in groups:
+        law.add_group(num_classes)
+    return law
+
+
 def run(law: ReturnLaw, share: dict[int, float], gap: int, requests: int) -> None:
     """Let one block of each class be born a request; a share of them return after a gap."""
     rng = random.Random(1)
@@ -55,7 +63,7 @@ def run(law: ReturnLaw, share: dict[int, float], gap: int, requests: int) -> Non
 
 
 def test_classes_that_return_are_worth_more() -> None:
-    law = ReturnLaw([0, 0, 1])
+    law = law_of(2, 1)
     run(law, {0: 0.1, 1: 0.6, 2: 0.9}, gap=30, requests=2000)
     young = step_of(0)
     assert law.worth(0, young) < law.worth(1, young) < law.worth(2, young)
@@ -64,13 +72,13 @@ def test_classes_that_return_are_worth_more() -> None:
 
 
 def test_past_the_age_at_which_they_return_they_are_worth_little() -> None:
-    law = ReturnLaw([0])
+    law = law_of(1)
     run(law, {0: 0.6}, gap=30, requests=2000)
     assert law.worth(0, step_of(200)) < 0.1 * law.worth(0, step_of(20))
 
 
 def test_a_class_of_which_nothing_is_known_is_like_its_group() -> None:
-    law = ReturnLaw([0, 0, 1])
+    law = law_of(2, 1)
     run(law, {0: 0.9, 2: 0.05}, gap=20, requests=1000)
     young = step_of(0)
     assert law.worth(1, young) == pytest.approx(law.worth(0, young), rel=0.3)
@@ -79,7 +87,7 @@ def test_a_class_of_which_nothing_is_known_is_like_its_group() -> None:
 @pytest.mark.parametrize("weight", [0.01, 1.0, 50.0, 1e6])
 def test_any_weight_gives_an_order(weight: float) -> None:
     """A power of a small number vanished, and all classes looked alike."""
-    law = ReturnLaw([0, 0], weight)
+    law = law_of(2, weight=weight)
     run(law, {0: 0.2, 1: 0.7}, gap=10, requests=500)
     worth = [law.worth(use_class, step_of(0)) for use_class in (0, 1)]
     assert np.isfinite(worth).all()
@@ -87,6 +95,6 @@ def test_any_weight_gives_an_order(weight: float) -> None:
 
 
 def test_what_it_keeps_is_bounded() -> None:
-    law = ReturnLaw([0])
+    law = law_of(1)
     run(law, {0: 0.5}, gap=5, requests=AGE_EDGES[-1] + 4000)
     assert len(law._cohorts) <= AGE_EDGES[-1] // returns.EPOCH_REQUESTS + 2

@@ -27,6 +27,7 @@ from kvoffload import (
     NotPinnedError,
     PrepareStoreOutput,
     Request,
+    Retention,
     StoreResult,
     TierError,
 )
@@ -277,11 +278,34 @@ class LeaksAPin(LRUOffloadManager):
 class RequestIsNoUse(LRUOffloadManager):
     @asynccontextmanager
     async def request(
-        self, block_hashes: Sequence[BlockHash], *, wait_pending_s: float = 0.0
+        self,
+        block_hashes: Sequence[BlockHash],
+        *,
+        wait_pending_s: float = 0.0,
+        retention: Retention | float | None = None,
     ) -> AsyncIterator[Request]:
         async with super().request(block_hashes, wait_pending_s=wait_pending_s) as request:
             yield request
         await self.touch(block_hashes[::-1])
+
+
+class ForgetsWhatIsShared(LRUOffloadManager):
+    async def forget(self, block_hashes: Sequence[BlockHash]) -> list[BlockHash]:
+        return await self.evict(block_hashes)
+
+
+class ForgetsNothing(LRUOffloadManager):
+    @asynccontextmanager
+    async def request(
+        self,
+        block_hashes: Sequence[BlockHash],
+        *,
+        wait_pending_s: float = 0.0,
+        retention: Retention | float | None = None,
+    ) -> AsyncIterator[Request]:
+        async with super().request(block_hashes, retention=retention) as request:
+            yield request
+            request.retention = None
 
 
 class ForgetsWhatItReserved(LRUOffloadManager):
@@ -326,6 +350,9 @@ class LocatesOneOnly(LRUOffloadManager):
         (LeaksAPin, "test_an_error_in_the_body_unpins", ()),
         (LeaksAPin, "test_cancellation_in_the_body_unpins", ()),
         (RequestIsNoUse, "test_request_is_one_use_tail_first", ()),
+        (ForgetsWhatIsShared, "test_forget_leaves_what_another_chain_shares", ()),
+        (ForgetsWhatIsShared, "test_forget_a_chain_that_another_goes_on_from", ()),
+        (ForgetsNothing, "test_a_session_that_is_over_is_freed", ("before",)),
         (ForgetsWhatItReserved, "test_cancelled_at_every_await", ("prepare_store", "scope")),
         (ForgetsWhatItReserved, "test_cancelled_at_every_await", ("prepare_store", "task")),
         (ForgivesCompletions, "test_complete_load_of_what_is_not_pinned", ()),

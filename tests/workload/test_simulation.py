@@ -18,6 +18,7 @@ from kvoffload.workload import (
     read_trace,
     simulate,
 )
+from kvoffload.workload.foresight import ENDS, RETURNS, foretell, goes_on
 
 TRACES = Path(__file__).resolve().parents[3] / "shared" / "traces"
 # Paths of a small tree, as chains are: equal id, equal prefix.
@@ -56,7 +57,7 @@ def test_a_cache_has_a_block(capacity: int) -> None:
 
 
 def test_an_unknown_policy_is_told_with_those_there_are() -> None:
-    with pytest.raises(ConfigError, match="arc, fifo, lru, optimal, s3fifo, weighted"):
+    with pytest.raises(ConfigError, match="arc, fifo, lru, optimal, s3fifo, told, weighted"):
         simulate(workload((1,)), "mru", 1)
 
 
@@ -109,3 +110,27 @@ def test_the_weighted_policy_loses_nowhere_to_lru(trace: str) -> None:
         assert weighted > lru - 0.001
         lead.append(weighted - lru)
     assert max(lead) > 0.02
+
+
+def test_what_callers_could_have_said() -> None:
+    """A chain goes on where a later one has its end; the very last block may be incomplete."""
+    chains = [(1, 2), (3, 4), (1, 2, 5), (3, 6), (1, 2, 7)]
+    assert goes_on(chains) == [True, True, True, False, False]
+    assert foretell(chains) == [RETURNS, RETURNS, RETURNS, ENDS, ENDS]
+    assert foretell(chains, 0.0) == [ENDS, ENDS, ENDS, RETURNS, RETURNS]
+    many = [(number,) for number in range(2000)] * 2
+    right = sum(said is RETURNS for said in foretell(many, 0.75)[:2000])
+    assert 1400 < right < 1600
+    with pytest.raises(ConfigError, match="from 0 to 1"):
+        foretell(chains, 1.5)
+
+
+def test_callers_who_say_what_they_know_are_worth_hits() -> None:
+    """And the simulation says how many."""
+    made = chat_workload(3000, seed=3)
+    size = made.num_distinct_blocks // 20
+    untold = simulate(made, "weighted", size).prefix_hits
+    told = simulate(made, "told", size)
+    assert told.policy == "told"
+    assert told.prefix_hits > 1.05 * untold
+    assert told.prefix_hits > simulate(made, "told", size, accuracy=0.6).prefix_hits

@@ -33,6 +33,7 @@ class _Job:
     trace: int
     policy: str
     capacity: int
+    accuracy: float
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,10 +57,15 @@ def simulate(
     policies: Annotated[
         str,
         typer.Option(
-            help="Policies, with commas between: `arc`, `fifo`, `lru`, `s3fifo`, `weighted`, and "
-            "`optimal`, which knows the future and is a bound."
+            help="Policies, with commas between: `arc`, `fifo`, `lru`, `s3fifo`, `weighted`; "
+            "`optimal`, which knows the future and is a bound; and `told`: `weighted` with callers "
+            "who say of each request whether its chain goes on."
         ),
     ] = DEFAULT_POLICIES,
+    accuracy: Annotated[
+        float,
+        typer.Option(min=0.0, max=1.0, help="How often they are right, for `told`."),
+    ] = 1.0,
     sizes: Annotated[
         str,
         typer.Option(
@@ -110,7 +116,9 @@ def simulate(
     if advise is not None:
         found = [
             _Advice(workloads[job.trace].name, job.policy, advise, capacity)
-            for job, capacity in _run(workloads, _advice_jobs(workloads, names), advise, console)
+            for job, capacity in _run(
+                workloads, _advice_jobs(workloads, names, accuracy), advise, console
+            )
             if not isinstance(capacity, Simulated)
         ]
         if json:
@@ -119,7 +127,7 @@ def simulate(
             Console().print(_advice_table(found, size_of_block))
         return
     jobs = [
-        _Job(number, name, capacity)
+        _Job(number, name, capacity, accuracy)
         for number, workload in enumerate(workloads)
         for name in names
         for capacity in _capacities(workload, sizes)
@@ -152,8 +160,8 @@ def _start_worker(workloads: Sequence[Workload]) -> None:
 def _work(job: _Job, advise: float | None) -> Simulated | int | None:
     workload = _WORKLOADS[job.trace]
     if advise is not None:
-        return least_capacity(workload, job.policy, advise)
-    return run_simulation(workload, job.policy, job.capacity)
+        return least_capacity(workload, job.policy, advise, accuracy=job.accuracy)
+    return run_simulation(workload, job.policy, job.capacity, accuracy=job.accuracy)
 
 
 def _run(
@@ -195,8 +203,10 @@ def _longest_first(jobs: Sequence[_Job]) -> list[_Job]:
     return sorted(jobs, key=lambda job: job.policy in ("lru", "fifo"))
 
 
-def _advice_jobs(workloads: Sequence[Workload], names: Sequence[str]) -> list[_Job]:
-    return [_Job(number, name, 0) for number in range(len(workloads)) for name in names]
+def _advice_jobs(
+    workloads: Sequence[Workload], names: Sequence[str], accuracy: float
+) -> list[_Job]:
+    return [_Job(number, name, 0, accuracy) for number in range(len(workloads)) for name in names]
 
 
 # Arguments

@@ -40,7 +40,8 @@ class AsyncLRUManager(Manager):
         staging_bytes: Budget of the buffers for blocks that have no address of their own.
         reservation_ttl_s: Seconds until a two-phase holder that never completes is given up.
         cold_admission: `"all"` writes what leaves memory to a persistent tier; `"reused"`, which
-            spares the disk, only what was used beyond the use that stored it, at `flush` too.
+            spares the disk, only what was used beyond the use that stored it, at `flush` too;
+            `"likely"` also what the policy finds likelier than not to be used again.
         clock: Time; tests inject `kvoffload.testing.ManualClock`.
         close_timeout_s: Seconds for draining and flushing at close, and as much for the tiers.
 

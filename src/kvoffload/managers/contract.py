@@ -18,6 +18,7 @@ from ..metrics import ManagerStats
 from ..named import Named
 from ..payloads import check_payloads, check_sizes
 from ..request import RequestScope
+from ..retention import Retention, as_retention
 from ..twophase import Spec
 from ..types import (
     BlockHash,
@@ -27,6 +28,7 @@ from ..types import (
     Clock,
     EvictionPolicy,
     FlushResult,
+    ForecastingPolicy,
     Key,
     Lease,
     LoadStoreSpec,
@@ -161,22 +163,35 @@ class Contract:
         return LeaseScope(self._core, self._keys(hashes), hashes, timeout_s, count_use=True)
 
     def request(
-        self, block_hashes: Sequence[BlockHash], *, wait_pending_s: float = 0.0
+        self,
+        block_hashes: Sequence[BlockHash],
+        *,
+        wait_pending_s: float = 0.0,
+        retention: Retention | float | None = None,
     ) -> AbstractAsyncContextManager[Request]:
         """Open the scope of one prompt's chain; leaving it counts as one use of the whole chain.
 
         Args:
             block_hashes: The chain, head first.
             wait_pending_s: Seconds to wait for blocks that another caller is storing.
+            retention: How likely, or how soon, the chain is used again: a likelihood from 0 to 1,
+                or a `Retention`. It can be said later too, by setting `retention` of the request.
 
         Raises:
             TypeError: A hash is no `bytes`, `str` or `int`.
-            ConfigError: `wait_pending_s` is negative or not finite.
+            ConfigError: `wait_pending_s` is negative or not finite, or `retention` is neither.
         """
         check_seconds("wait_pending_s", wait_pending_s)
         hashes = check_hashes(block_hashes)
         self._check_key_lengths(hashes)
-        return RequestScope(self._core, self._keys(hashes), hashes, wait_pending_s, self._to_result)
+        return RequestScope(
+            self._core,
+            self._keys(hashes),
+            hashes,
+            wait_pending_s,
+            as_retention(retention),
+            self._to_result,
+        )
 
     async def touch(self, block_hashes: Sequence[BlockHash]) -> None:
         """Count one use of a chain; blocks that are not ready are passed over.
@@ -205,23 +220,38 @@ class Contract:
         """
         core, index = self._core, self._core.index
         core.check()
-        keys: list[Key] | None = None
         if block_hashes is not None and num_blocks is None:
             keys = list(dict.fromkeys(self._keys(check_hashes(block_hashes))))
-            await self._wait_for_transfers(keys)
-            found = [index.ready[key] for key in keys if key in index.ready]
-            entries = [entry for entry in found if not entry.pin_count]
-        elif block_hashes is None and num_blocks is not None:
+            return [entry.block_hash for entry in await core.evict(keys)]
+        if block_hashes is None and num_blocks is not None:
             check_count("num_blocks", num_blocks, least=0)
             entries = index.coldest(num_blocks, self._namespace, everywhere=self._sees_all)
             if len(entries) < num_blocks:
-                await self._wait_for_transfers([key for key in index.pinned if self._sees(key)])
+                await core.wait_for_transfers([key for key in index.pinned if self._sees(key)])
                 entries = index.coldest(num_blocks, self._namespace, everywhere=self._sees_all)
-        else:
-            raise ConfigError("evict takes either block_hashes or num_blocks=")
-        index.drop(entries)
-        await core.durability.erase(keys or [entry.key for entry in entries])
-        return [entry.block_hash for entry in entries]
+            index.drop(entries)
+            await core.durability.erase([entry.key for entry in entries])
+            return [entry.block_hash for entry in entries]
+        raise ConfigError("evict takes either block_hashes or num_blocks=")
+
+    async def forget(self, block_hashes: Sequence[BlockHash]) -> list[BlockHash]:
+        """Remove the blocks of a chain that is over from every tier; return what left.
+
+        Those that another chain was seen to share since the manager was opened stay, as do pinned
+        and pending ones: so of a chat that has ended, all but the system prompt leaves. Else as
+        `evict`. A request does the same on its way out, with `retention=Retention.SESSION_OVER`.
+
+        Args:
+            block_hashes: The chain as it was used last, head first.
+
+        Raises:
+            TypeError: A hash is no `bytes`, `str` or `int`.
+            TierError: A tier could not erase some; they left, but may come back after a restart.
+        """
+        core = self._core
+        core.check()
+        keys = list(dict.fromkeys(self._keys(check_hashes(block_hashes))))
+        return [entry.block_hash for entry in await core.evict(core.index.own_end(keys))]
 
     async def clear(self) -> None:
         """Evict everything that is not pinned or pending, for good.
@@ -231,7 +261,7 @@ class Contract:
         """
         core, index = self._core, self._core.index
         core.check()
-        await self._wait_for_transfers([key for key in index.pinned if self._sees(key)])
+        await core.wait_for_transfers([key for key in index.pinned if self._sees(key)])
         mine = [entry for key, entry in index.ready.items() if self._sees(key)]
         index.drop([entry for entry in mine if not entry.pin_count])
         if self._sees_all:
@@ -384,16 +414,6 @@ class Contract:
     def _owns(self, key: Key) -> bool:
         return (key[0] if isinstance(key, tuple) else None) == self._namespace
 
-    async def _wait_for_transfers(self, keys: Sequence[Key]) -> None:
-        """Wait for transfers of the manager's own, where nothing else pins these blocks."""
-        index = self._core.index
-        while True:
-            found = (index.ready.get(key) for key in keys)
-            if not any(entry and 0 < entry.busy == entry.pin_count for entry in found):
-                return
-            await index.changed.wait()
-            self._core.check()
-
 
 class Manager(Contract):
     """A manager that owns its tiers; base of the five that have a name of their own."""
@@ -412,6 +432,10 @@ class Manager(Contract):
         cold_admission: str = "all",
     ) -> None:
         check_cold_admission(cold_admission)
+        if cold_admission == "likely" and not isinstance(policy, ForecastingPolicy):
+            raise ConfigError(
+                "cold_admission='likely' needs a policy that forecasts, as policy='weighted' does"
+            )
         check_count("staging_bytes", staging_bytes, least=0)
         check_seconds("reservation_ttl_s", reservation_ttl_s, positive=True)
         check_seconds("close_timeout_s", close_timeout_s, positive=True)
@@ -424,7 +448,7 @@ class Manager(Contract):
             reservation_ttl_s=reservation_ttl_s,
             promote_threshold=promote_threshold,
             close_timeout_s=close_timeout_s,
-            spares_disks=cold_admission == "reused",
+            cold_admission=cold_admission,
         )
         super().__init__(Core(type(self).__name__, tiers, policy, options), None)
 

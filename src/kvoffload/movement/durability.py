@@ -79,7 +79,8 @@ class Durability:
                 keys = index.policy.victims(level.number, level.blocks, ())
                 found += [index.ready[key] for key in reversed(keys)]
         if persistent.number and index.spares(persistent.number):
-            found = [entry for entry in found if index.was_used_again(entry)]
+            worth = index.worth_writing(found)
+            found = [entry for entry in found if entry in worth]
         return [entry for entry in found if not self._is_durable(entry)]
 
     def _take_hottest(self, level: Level, volatile: list[BlockEntry]) -> list[BlockEntry]:

@@ -184,7 +184,8 @@ class Storing:
         index = self._index
         named.hold()
         wanted: dict[int, list[BlockEntry]] = {}
-        places = index.place([entry.key for entry in entries], len(named), named.chain)
+        keys = [entry.key for entry in entries]
+        places = index.place(keys, len(named), named.chain, named.retention)
         for entry, place in zip(entries, places, strict=True):
             if isinstance(place, RejectReason):
                 plan.unplaced.append((entry, place))

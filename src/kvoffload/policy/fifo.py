@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+from ..retention import Retention
 from ..types import Key
 from .lru import LRUPolicy
 
@@ -13,5 +14,5 @@ class FIFOPolicy(LRUPolicy):
 
     name = "fifo"
 
-    def use(self, keys: Sequence[Key]) -> None:
+    def use(self, keys: Sequence[Key], *, retention: Retention | None = None) -> None:
         """Change nothing."""

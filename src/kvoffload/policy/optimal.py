@@ -7,6 +7,7 @@ import math
 from collections.abc import Collection, Hashable, Sequence
 
 from ..errors import ConfigError
+from ..retention import Retention
 from ..types import Key
 
 
@@ -49,6 +50,7 @@ class OptimalPolicy:
         *,
         chain: Sequence[Key] = (),
         pinned: Collection[Key] = (),
+        retention: Retention | None = None,
     ) -> Collection[Key]:
         """Admit what is used again, and sooner than what would have to leave."""
         uses = self._uses_now(chain)
@@ -81,7 +83,7 @@ class OptimalPolicy:
             del self._level_of[key]
         self._sizes[level] -= len(keys)
 
-    def use(self, keys: Sequence[Key]) -> None:
+    def use(self, keys: Sequence[Key], *, retention: Retention | None = None) -> None:
         """Let one request pass."""
         uses = self._uses_now(keys)
         self._now += 1

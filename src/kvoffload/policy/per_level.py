@@ -6,6 +6,7 @@ from collections.abc import Callable, Collection, Sequence
 from typing import Protocol
 
 from ..errors import ConfigError
+from ..retention import Retention
 from ..types import Key
 
 
@@ -52,6 +53,7 @@ class PerLevelPolicy:
         *,
         chain: Sequence[Key] = (),
         pinned: Collection[Key] = (),
+        retention: Retention | None = None,
     ) -> Collection[Key]:
         """Admit everything."""
         return keys
@@ -64,8 +66,8 @@ class PerLevelPolicy:
         """Remove blocks from a level."""
         self._levels[level].discard(keys)
 
-    def use(self, keys: Sequence[Key]) -> None:
-        """Note one use of a chain on each level."""
+    def use(self, keys: Sequence[Key], *, retention: Retention | None = None) -> None:
+        """Note one use of a chain on each level; what its caller says is not looked at."""
         for queue in self._levels:
             queue.use(keys)
 

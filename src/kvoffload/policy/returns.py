@@ -77,31 +77,51 @@ class ReturnLaw:
     requests until then; the block with the lowest is the one that the cache can best do without.
 
     Args:
-        groups: The group of each class.
         frequency_weight: 1 tells classes apart as far as they differ; towards 0, only age counts.
 
     Source: index of Gittins and Jones (1974), for caching as in Aggarwal et al. (2022) and others;
     the classes, own measurements on traces of serving (2026).
     """
 
-    def __init__(self, groups: list[int], frequency_weight: float = 1.0) -> None:
+    def __init__(self, frequency_weight: float = 1.0) -> None:
         self.epoch = 0
         self.lessons = 0
         self._weight = frequency_weight
-        self._groups = np.array(groups)
-        self._members = (np.arange(max(groups) + 1)[:, None] == self._groups).astype(float)
-        num_classes = len(groups)
+        self._groups = np.zeros(0, np.int64)  # of each class
+        self._likelihoods: list[float | None] = []  # of each group, as it was told
         # Blocks used again in each bin, and blocks that reached it unused. Of the first bins,
         # shorter than an epoch, only the births are counted: who reached them follows.
-        self._reused = np.zeros((num_classes, NUM_BINS))
-        self._reached = np.zeros((num_classes, NUM_BINS))
+        self._reused = np.zeros((0, NUM_BINS))
+        self._reached = np.zeros((0, NUM_BINS))
         # What came since the last lesson, by class and bin: few of them do.
         self._newly_reused: dict[tuple[int, int], float] = {}
         self._newly_reached: dict[tuple[int, int], float] = {}
         self._cohorts: deque[dict[int, float]] = deque([{}])  # of this epoch and those before
         self._requests = 0
-        flat = [1.0] * len(WORTH_AGES)
-        self._worth = [flat] * num_classes
+        self._worth: list[list[float]] = []
+        self._share: list[list[float]] = []
+
+    @property
+    def num_classes(self) -> int:
+        """How many classes there are."""
+        return len(self._groups)
+
+    def add_group(self, num_classes: int, likelihood: float | None = None) -> int:
+        """Add classes that are drawn to each other; return the number of the first.
+
+        With a likelihood, it is believed that such a share of them returns until more is known.
+        """
+        first = len(self._groups)
+        self._groups = np.append(self._groups, [len(self._likelihoods)] * num_classes)
+        self._likelihoods.append(likelihood)
+        nothing = np.zeros((num_classes, NUM_BINS))
+        self._reused = np.concatenate([self._reused, nothing])
+        self._reached = np.concatenate([self._reached, nothing])
+        self._worth += [[1.0] * len(WORTH_AGES)] * num_classes
+        self._share += [[0.0] * len(WORTH_AGES)] * num_classes
+        if self.lessons:
+            self._judge()
+        return first
 
     def worth(self, use_class: int, step: int) -> float:
         """Return the expected uses for each request of waiting, from this step of age on.
@@ -109,6 +129,10 @@ class ReturnLaw:
         With a `frequency_weight` other than 1, its logarithm, weighted.
         """
         return self._worth[use_class][step]
+
+    def share(self, use_class: int, step: int) -> float:
+        """Return the share that is used again at all, from this step of age on; 0 to 1."""
+        return self._share[use_class][step]
 
     def note_use(self, use_class: int, blocks: int) -> None:
         """Note that so many blocks were used, and belong to this class from now on."""
@@ -162,6 +186,11 @@ class ReturnLaw:
             if new:
                 counts[tuple(np.array(list(new)).T)] += list(new.values())
                 new.clear()
+        self.lessons += 1
+        self._judge()
+
+    def _judge(self) -> None:
+        """Find what waiting is worth, from the counts."""
         reused, reached = self._reused, self._reached.copy()
         for age_bin in range(1, FIRST_SLOW_BIN):
             reached[:, age_bin] = reached[:, age_bin - 1] - reused[:, age_bin - 1]
@@ -171,23 +200,32 @@ class ReturnLaw:
         for age_bin in range(NUM_BINS):  # of an age that none has reached: like the one before
             guess = _hazard(reused[:, age_bin].sum(), reached[:, age_bin].sum(), guess)
             everywhere[age_bin] = guess
-        by_group = _hazard(self._members @ reused, self._members @ reached, everywhere)
+        groups = np.arange(len(self._likelihoods))
+        members = (groups[:, None] == self._groups).astype(float)
+        prior = np.array([_as_told(everywhere, likelihood) for likelihood in self._likelihoods])
+        by_group = _hazard(members @ reused, members @ reached, prior)
         # A class of which nothing is known is as its group is.
         known = np.flatnonzero(reached[:, 0] > LEAST_BLOCKS)
         hazard = _hazard(reused[known], reached[known], by_group[self._groups[known]])
-        worth = _gittins(np.concatenate([by_group, hazard]))
+        hazards = np.concatenate([by_group, hazard])
+        unused = np.cumprod(1 - hazards[:, ::-1], axis=1)[:, ::-1]
+        worth = _gittins(hazards)
         if self._weight != 1.0:
             # Only the order counts, so that logarithms will do, which neither vanish nor overflow.
             by_age = np.log(_gittins(everywhere[None]))
             worth = by_age + self._weight * (np.log(worth) - by_age)
-        # Straight lines between the edges.
-        lower, share = _STEPS_IN_BINS
-        upper = np.minimum(lower + 1, NUM_BINS - 1)
-        rows = (worth[:, lower] * (1 - share) + worth[:, upper] * share).tolist()
-        self._worth = [rows[group] for group in self._groups]
-        for row, use_class in enumerate(known, len(by_group)):
-            self._worth[use_class] = rows[row]
-        self.lessons += 1
+        row_of = self._groups.copy()
+        row_of[known] = np.arange(len(by_group), len(hazards))
+        self._worth = _by_class(worth, row_of)
+        self._share = _by_class(1 - unused, row_of)
+
+
+def _by_class(by_bin: NDArray[np.float64], row_of: NDArray[np.int64]) -> list[list[float]]:
+    """Return the row of each class, by steps: straight lines between the edges of the bins."""
+    lower, share = _STEPS_IN_BINS
+    upper = np.minimum(lower + 1, NUM_BINS - 1)
+    rows = (by_bin[:, lower] * (1 - share) + by_bin[:, upper] * share).tolist()
+    return [rows[row] for row in row_of]
 
 
 def _hazard(
@@ -196,6 +234,14 @@ def _hazard(
     """Return the share that returns in each bin of those that reach it."""
     share = (reused + PRIOR_BLOCKS * prior) / (reached + PRIOR_BLOCKS)
     return np.minimum(share, MOST)
+
+
+def _as_told(hazard: NDArray[np.float64], likelihood: float | None) -> NDArray[np.float64]:
+    """Return a hazard of the same shape by which this share returns in all."""
+    if likelihood is None:
+        return hazard
+    left = 1 - min(max(likelihood, 1 - MOST), MOST)
+    return np.asarray(1 - (1 - hazard) ** (np.log(left) / np.log1p(-hazard).sum()))
 
 
 def _gittins(hazard: NDArray[np.float64]) -> NDArray[np.float64]:

@@ -8,40 +8,22 @@ from collections.abc import Collection, Iterator, Sequence
 from itertools import groupby, islice
 
 from ..errors import ConfigError
+from ..retention import Retention
 from ..types import Key
+from .classes import END_CLASSES, BlockClasses, class_of
 from .guard import Guard
 from .lru import LRUPolicy
-from .returns import WORTH_AGES, ReturnLaw, step_of
-from .runs import GHOST, Run, RunQueue, RunTable
+from .offers import Offers
+from .returns import ReturnLaw, step_of
+from .runs import GHOST, Run, RunTable
 
 GHOSTS_PER_SLOT = 3
 """Evicted blocks that are remembered, as a multiple of all slots."""
 LEAST_GHOSTS = 16384
 """At least so many are, for a small cache would learn nothing of what it just lost."""
 
-USE_CLASSES = 5
-"""Never used since they came; once; twice; 3 to 5 times; more often."""
-END_CLASSES = 3
-"""The last block of the prompt that used them last; the one before; any other."""
-SIZE_CLASSES = 9
-"""Binary magnitude of how many blocks of that prompt were new."""
-UNUSED = 0
-"""Class of blocks that nobody has used."""
-
-
-def _use_class(uses: int) -> int:
-    if uses <= 2:
-        return uses
-    return 3 if uses <= 5 else 4
-
-
-def _class_of(uses: int, end: int, new_blocks: int) -> int:
-    size = min(SIZE_CLASSES - 1, new_blocks.bit_length())
-    return (_use_class(uses) * END_CLASSES + end) * SIZE_CLASSES + size
-
-
-NUM_CLASSES = USE_CLASSES * END_CLASSES * SIZE_CLASSES
-_GROUPS = [number // (END_CLASSES * SIZE_CLASSES) for number in range(NUM_CLASSES)]
+LIKELY = 0.5
+"""Share of blocks that return from which on one of them is likely to."""
 
 
 class WeightedPolicy:
@@ -81,7 +63,8 @@ class WeightedPolicy:
         self._attached = False
         self._now = 0
         self._capacities: list[int] = []
-        self._law = ReturnLaw(_GROUPS, frequency_weight)
+        self._law = ReturnLaw(frequency_weight)
+        self._classes = BlockClasses(self._law)
         self._selected: tuple[int, int, list[tuple[float, Run, int]]] | None = None
 
     def attach(self, capacities: Sequence[int]) -> None:
@@ -96,7 +79,7 @@ class WeightedPolicy:
         self._capacities = list(capacities)
         self._table = RunTable(len(capacities), max(LEAST_GHOSTS, GHOSTS_PER_SLOT * slots))
         self._guard = Guard(slots)
-        self._offers = [_Offers(self._law, self._guard) for _ in capacities]
+        self._offers = [Offers(self._law, self._guard) for _ in capacities]
 
     def admit(
         self,
@@ -105,6 +88,7 @@ class WeightedPolicy:
         *,
         chain: Sequence[Key] = (),
         pinned: Collection[Key] = (),
+        retention: Retention | None = None,
     ) -> Collection[Key]:
         """Admit all but the end of a chain that is worth less than all it would replace.
 
@@ -118,7 +102,7 @@ class WeightedPolicy:
         if surplus <= 0:
             return keys
         # What would be left if all came in first, and then the least worth had to go.
-        own = self._worth_of_new(keys, chain)
+        own = self._worth_of_new(keys, chain, self._first_class(retention))
         others = [(worth, blocks) for worth, _, blocks in self._select(level, surplus, pinned)]
         others.reverse()
         declined = 0
@@ -155,7 +139,7 @@ class WeightedPolicy:
             if parent is not None:
                 self._offer(parent)
 
-    def use(self, keys: Sequence[Key]) -> None:
+    def use(self, keys: Sequence[Key], *, retention: Retention | None = None) -> None:
         """Note one use of a chain, and learn from it."""
         if self._lru is not None:
             self._lru.use(keys)
@@ -167,6 +151,7 @@ class WeightedPolicy:
         runs = table.walk(keys, now, (end - 2, end - 1))
         self._watch(runs)
         new_blocks = sum(len(run.keys) for run in runs if not run.uses)
+        first = self._first_class(retention)
         after = end
         used: list[Run] = []
         for run in runs:
@@ -175,7 +160,7 @@ class WeightedPolicy:
             if run.uses:
                 law.note_return(run.cell, run.epoch, now - run.last_use - 1, blocks)
             run.uses += 1
-            run.cell = _class_of(run.uses, min(after, END_CLASSES - 1), new_blocks)
+            run.cell = class_of(first, run.uses, after, new_blocks)
             run.epoch = law.epoch
             run.last_use = now
             run.fresh = False
@@ -223,7 +208,30 @@ class WeightedPolicy:
             if run is not None:
                 self._offer(run)
 
+    def likely(self, keys: Sequence[Key]) -> list[Key]:
+        """Return those of the blocks of which more than half return, as far as it has learned."""
+        if self._lru is not None or not self._law.lessons:
+            return []
+        found: list[Key] = []
+        for run, alike in groupby(keys, self._table.run_of):
+            if run is not None and run.uses:
+                age = step_of(self._now - run.last_use)
+                if self._law.share(run.cell, age) > LIKELY:
+                    found += alike
+        return found
+
     # Inside
+
+    def _first_class(self, retention: Retention | None) -> int:
+        """Return the first class for what a caller says, which may be new."""
+        if retention is None:
+            return 0
+        known = self._law.num_classes
+        first = self._classes.first_of(retention)
+        if self._law.num_classes > known:
+            for offers in self._offers:
+                offers.grow()  # and look anew: what was learned has another base
+        return first
 
     def _offer(self, run: Run) -> None:
         """Put a run that is at the end of its chain among the victims, if it isn't."""
@@ -267,7 +275,9 @@ class WeightedPolicy:
             and sum(upper.children) == 1
         )
 
-    def _worth_of_new(self, keys: Sequence[Key], chain: Sequence[Key]) -> list[tuple[float, int]]:
+    def _worth_of_new(
+        self, keys: Sequence[Key], chain: Sequence[Key], first: int
+    ) -> list[tuple[float, int]]:
         """Return the worth of blocks that are to come, once used, with how many; the last last."""
         uses_of = [0 if run is None else run.uses for run in self._table.runs_of(keys)]
         new_blocks = sum(1 for run in self._table.runs_of(chain) if run is None or not run.uses)
@@ -277,10 +287,10 @@ class WeightedPolicy:
         while body and keys[body - 1] in ends:
             body -= 1
         for uses, alike in groupby(uses_of[:body]):
-            use_class = _class_of(uses + 1, END_CLASSES - 1, new_blocks)
+            use_class = class_of(first, uses + 1, END_CLASSES - 1, new_blocks)
             found.append((self._law.worth(use_class, 0), sum(1 for _ in alike)))
         for key, uses in zip(keys[body:], uses_of[body:], strict=True):
-            found.append((self._law.worth(_class_of(uses + 1, ends[key], new_blocks), 0), 1))
+            found.append((self._law.worth(class_of(first, uses + 1, ends[key], new_blocks), 0), 1))
         return found
 
     def _select(
@@ -352,80 +362,6 @@ class WeightedPolicy:
     def _forget_worth(self) -> None:
         for offers in self._offers:
             offers.forget()
-
-
-class _Offers:
-    """The runs that one level offers, a queue for each class, and what their first are worth.
-
-    Attributes:
-        lowest: The least worth of all.
-    """
-
-    def __init__(self, law: ReturnLaw, guard: Guard) -> None:
-        self.lowest = math.inf
-        self._law = law
-        self._guard = guard
-        self._now = 0
-        self._changed: set[int] = set()
-        self._queues = [RunQueue(number, self._changed) for number in range(NUM_CLASSES)]
-        self._worth = [math.inf] * NUM_CLASSES
-        self._until = [math.inf] * NUM_CLASSES  # when age changes it
-        self._next = math.inf
-
-    def push(self, run: Run) -> None:
-        """Offer a run that was used just now."""
-        self._queues[run.cell].push(run)
-
-    def give_back(self, run: Run) -> None:
-        """Offer a run in the place that its last use gives it."""
-        self._queues[run.cell].give_back(run)
-
-    def discard(self, run: Run) -> None:
-        """Offer a run no more."""
-        self._queues[run.cell].discard(run)
-        self.look(self._now)
-
-    def first(self) -> Run | None:
-        """Return the run that is worth least."""
-        if self.lowest == math.inf:
-            return None
-        return self._queues[self._worth.index(self.lowest)].first()
-
-    def worth_of(self, run: Run) -> float:
-        """Return what waiting for a run is worth, or how recent it is where LRU is followed."""
-        if self._guard.follows_lru or not self._law.lessons:
-            return run.last_use
-        return self._law.worth(run.cell, step_of(self._now - run.last_use))
-
-    def look(self, now: int) -> None:
-        """Bring `lowest` up to date."""
-        self._now = now
-        if now >= self._next:
-            self._changed.update(n for n, until in enumerate(self._until) if until <= now)
-            self._next = min((until for until in self._until if until > now), default=math.inf)
-        if self._changed:
-            for number in self._changed:
-                self._look_at(number)
-            self._changed.clear()
-            self.lowest = min(self._worth)
-
-    def forget(self) -> None:
-        """Note that what was learned has changed."""
-        self._changed.update(range(NUM_CLASSES))
-
-    def _look_at(self, number: int) -> None:
-        run = self._queues[number].first()
-        if run is None:
-            self._worth[number] = self._until[number] = math.inf
-            return
-        self._worth[number] = self.worth_of(run)
-        step = step_of(self._now - run.last_use) + 1
-        if step >= len(WORTH_AGES):
-            self._until[number] = math.inf
-            return
-        until = self._until[number] = run.last_use + WORTH_AGES[step]
-        if until < self._next:
-            self._next = until
 
 
 def _are_loose(found: Sequence[tuple[float, Run, int]], pinned: Collection[Key]) -> bool:

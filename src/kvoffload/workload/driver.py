@@ -22,7 +22,7 @@ from ..errors import (
     TierError,
 )
 from ..metrics import ManagerStats, TierStats
-from ..types import BlockHash, Request
+from ..types import BlockHash, Buffer, Lease, StoreResult
 from .payload import PayloadBuffer, PayloadCodec
 from .trace import Workload
 
@@ -37,13 +37,29 @@ _RECOMPUTE = (BlockNotFoundError, CapacityError, LoadTimeoutError, TierError)
 """Errors on which an engine computes the blocks anew and goes on."""
 
 
+class ReplayRequest(Protocol):
+    """The part of a request that a replay needs."""
+
+    @property
+    def hit(self) -> int:
+        """Prefix hit."""
+
+    def load(self) -> AbstractAsyncContextManager[Lease]:
+        """Lease the `hit` blocks."""
+
+    async def store(self, payloads: Sequence[Buffer]) -> StoreResult:
+        """Store the next blocks of the chain."""
+
+
 class ReplayTarget(Protocol):
     """The part of a manager that a replay needs."""
 
     async def lookup(self, block_hashes: Sequence[BlockHash]) -> int:
         """Return the prefix hit."""
 
-    def request(self, block_hashes: Sequence[BlockHash]) -> AbstractAsyncContextManager[Request]:
+    def request(
+        self, block_hashes: Sequence[BlockHash]
+    ) -> AbstractAsyncContextManager[ReplayRequest]:
         """Open the scope of one prompt's chain."""
 
     def get_stats(self) -> ManagerStats:

@@ -4,11 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Callable, Hashable, Sequence
 from dataclasses import dataclass
+from itertools import zip_longest
 
 from ..errors import ConfigError
-from ..policy import POLICIES
+from ..policy import POLICIES, WeightedPolicy
 from ..policy.optimal import OptimalPolicy
+from ..retention import Retention
 from ..types import EvictionPolicy, Key
+from .foresight import foretell
 from .trace import Workload
 
 Chains = Sequence[Sequence[Hashable]]
@@ -49,6 +52,10 @@ class Simulated:
         return self.block_hits / self.visits if self.visits else 0.0
 
 
+TOLD = "told"
+"""Name, in simulations, of the weighted policy whose callers say what they know."""
+
+
 def policy_for(name: str, chains: Chains) -> EvictionPolicy:
     """Return a new policy; `optimal` is told the requests.
 
@@ -57,8 +64,10 @@ def policy_for(name: str, chains: Chains) -> EvictionPolicy:
     """
     if name == OptimalPolicy.name:
         return OptimalPolicy(chains)
+    if name == TOLD:
+        return WeightedPolicy()
     if name not in POLICIES:
-        names = ", ".join(sorted([*POLICIES, OptimalPolicy.name]))
+        names = ", ".join(sorted([*POLICIES, OptimalPolicy.name, TOLD]))
         raise ConfigError(f"unknown policy {name!r}: choose from {names}")
     return POLICIES[name]()
 
@@ -68,6 +77,8 @@ def simulate(
     policy: str | EvictionPolicy,
     capacity: int,
     *,
+    told: Sequence[Retention | None] = (),
+    accuracy: float = 1.0,
     on_request: Callable[[], None] | None = None,
 ) -> Simulated:
     """Run requests one after the other against one tier of so many blocks.
@@ -78,8 +89,11 @@ def simulate(
 
     Args:
         workload: The requests; only their block ids matter.
-        policy: Name of a policy, or a new object.
+        policy: Name of a policy, or a new object; `told` is the weighted one, whose callers say of
+            each request whether its chain goes on.
         capacity: Blocks of the cache.
+        accuracy: How often what they say is right, 0 to 1.
+        told: What the caller of each request says of it; nothing for those beyond.
         on_request: Called after each request.
 
     Raises:
@@ -89,12 +103,16 @@ def simulate(
         raise ConfigError(f"a cache has at least 1 block, not {capacity}")
     chains = [request.hash_ids for request in workload.requests]
     if isinstance(policy, str):
-        policy = policy_for(policy, chains)
+        name = policy
+        policy = policy_for(name, chains)
+        if name == TOLD:
+            told = foretell(chains, accuracy)
+    else:
+        name = getattr(policy, "name", type(policy).__name__)
     policy.attach([capacity])
-    name = getattr(policy, "name", type(policy).__name__)
     resident: set[Key] = set()
     visits = prefix_hits = block_hits = writes = evictions = 0
-    for chain in chains:
+    for chain, retention in zip_longest(chains, told[: len(chains)]):
         visits += len(chain)
         if resident.issuperset(chain):
             prefix_hits += len(chain)
@@ -106,7 +124,7 @@ def simulate(
             missing = [key for key, there in zip(chain, here, strict=True) if not there]
             missing = list(dict.fromkeys(missing))
             own = frozenset(chain)
-            admitted = list(policy.admit(missing, 0, chain=chain, pinned=own))
+            admitted = list(policy.admit(missing, 0, chain=chain, pinned=own, retention=retention))
             surplus = len(resident) + len(admitted) - capacity
             if surplus > 0:
                 victims = policy.victims(0, surplus, own)
@@ -117,7 +135,7 @@ def simulate(
             policy.insert(admitted, 0)
             resident.update(admitted)
             writes += len(admitted)
-        policy.use(chain)
+        policy.use(chain, retention=retention)
         if on_request is not None:
             on_request()
     return Simulated(
@@ -125,17 +143,23 @@ def simulate(
     )
 
 
-def least_capacity(workload: Workload, policy: str, prefix_hit_ratio: float) -> int | None:
+def least_capacity(
+    workload: Workload, policy: str, prefix_hit_ratio: float, *, accuracy: float = 1.0
+) -> int | None:
     """Return about the fewest blocks with which a policy reaches a prefix hit ratio.
 
     To 1 %, by bisection; `None` if all blocks together don't reach it.
     """
     low, high = 0, max(1, workload.num_distinct_blocks)
-    if simulate(workload, policy, high).prefix_hit_ratio < prefix_hit_ratio:
+
+    def reached(capacity: int) -> float:
+        return simulate(workload, policy, capacity, accuracy=accuracy).prefix_hit_ratio
+
+    if reached(high) < prefix_hit_ratio:
         return None
     while high - low > max(1, high // 100):
         middle = (low + high) // 2
-        if simulate(workload, policy, middle).prefix_hit_ratio >= prefix_hit_ratio:
+        if reached(middle) >= prefix_hit_ratio:
             high = middle
         else:
             low = middle

@@ -5,6 +5,7 @@ from __future__ import annotations
 from .manager_cancel import CancelSuite
 from .manager_evict import EvictSuite
 from .manager_expiry import ExpirySuite
+from .manager_forget import ForgetSuite
 from .manager_lifecycle import LifecycleSuite
 from .manager_load import LoadSuite
 from .manager_observe import ObserveSuite
@@ -20,6 +21,7 @@ class ManagerContract(
     PrepareSuite,
     ExpirySuite,
     RequestSuite,
+    ForgetSuite,
     ObserveSuite,
     LifecycleSuite,
     CancelSuite,

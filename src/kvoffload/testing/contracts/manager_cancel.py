@@ -13,6 +13,7 @@ import pytest
 from anyio.lowlevel import checkpoint
 
 from ...errors import BlockNotFoundError, CapacityError
+from ...retention import Retention
 from ...types import BlockHash, OffloadingManager
 from ..cancellation import cancel_everywhere
 from .manager_base import ManagerSuite, chain
@@ -31,12 +32,14 @@ class CancelSuite(ManagerSuite):
             "load",
             "evict",
             "evict num_blocks",
+            "forget",
             "clear",
             "flush",
             "touch",
             "prepare_store",
             "prepare_load",
             "request",
+            "last request",
         ],
     )
     async def test_cancelled_at_every_await(
@@ -104,17 +107,24 @@ class CancelSuite(ManagerSuite):
                 await request.store(self.payloads(CHAIN[:2]))
                 await request.store(self.payloads(CHAIN[2:]))
 
+        async def last_request() -> None:
+            over = Retention.SESSION_OVER
+            async with kv.request(old, retention=over) as request, request.load() as lease:
+                assert [view.tobytes() for view in lease] == self.payloads(old)
+
         calls: dict[str, Callable[[], Awaitable[object]]] = {
             "store": store,
             "load": load,
             "evict": lambda: kv.evict([*old[:2], *old[-2:]]),
             "evict num_blocks": lambda: kv.evict(num_blocks=self.capacity),
+            "forget": lambda: kv.forget(old),
             "clear": kv.clear,
             "flush": kv.flush,
             "touch": lambda: kv.touch(old),
             "prepare_store": prepare_store,
             "prepare_load": prepare_load,
             "request": request,
+            "last request": last_request,
         }
         return calls[call]
 

@@ -45,6 +45,7 @@ CALLS: dict[str, Call] = {
     "store": _store,
     "load": _load,
     "evict": lambda kv, block_hashes: kv.evict(block_hashes),
+    "forget": lambda kv, block_hashes: kv.forget(block_hashes),
     "touch": lambda kv, block_hashes: kv.touch(block_hashes),
     "prepare_store": lambda kv, block_hashes: kv.prepare_store(block_hashes),
     "complete_store": lambda kv, block_hashes: kv.complete_store(block_hashes),
