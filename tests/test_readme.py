@@ -6,9 +6,14 @@ import collections
 import re
 import subprocess
 import sys
+import textwrap
 from pathlib import Path
+from typing import Any
 
 import pytest
+
+import kvoffload
+import kvoffload.testing
 
 ROOT = Path(__file__).parent.parent
 README = (ROOT / "README.md").read_text(encoding="utf-8")
@@ -17,7 +22,7 @@ BLOCKS = re.findall(r"^```python\n(.*?)^```", README, re.MULTILINE | re.DOTALL)
 
 def test_there_is_code() -> None:
     """Else the test below would pass on nothing."""
-    assert len(BLOCKS) == 2
+    assert len(BLOCKS) == 3
 
 
 def test_code_runs_and_the_second_run_finds_the_blocks(tmp_path: Path) -> None:
@@ -42,6 +47,18 @@ def test_the_settings_of_the_cold_tier_are_real() -> None:
     assert repr(names["cold"]).endswith("20000 blocks of 2097152 bytes, closed>")
 
 
+async def test_what_a_request_can_say_is_real() -> None:
+    """Inside the `async with` of a manager, with a chain at hand."""
+    body = "async def show(kv, hashes):\n" + textwrap.indent(BLOCKS[2], "    ")
+    names: dict[str, Any] = {"kvoffload": kvoffload}
+    exec(body, names)
+    async with kvoffload.LRUOffloadManager(kvoffload.MemoryTier(4, 8)) as kv:
+        await kv.store(["a", "b"], [bytes(8)] * 2)
+        await kv.store(["a", "c"], [bytes(8)] * 2)
+        await names["show"](kv, ["a", "b"])
+        assert [at.tier is None for at in kv.locate(["a", "b", "c"])] == [False, True, False]
+
+
 @pytest.mark.parametrize("link", sorted(set(re.findall(r"\]\(([^)#:]+)\)", README))))
 def test_links_lead_somewhere(link: str) -> None:
     """Every relative link is a file or folder of the repository."""
@@ -51,8 +68,6 @@ def test_links_lead_somewhere(link: str) -> None:
 @pytest.mark.parametrize("name", sorted(set(re.findall(r"`((?:[A-Z][a-z]+|LRU)\w+)`", README))))
 def test_names_exist(name: str) -> None:
     """What the README calls a class is one."""
-    import kvoffload.testing
-
     assert any(hasattr(module, name) for module in (kvoffload, kvoffload.testing, collections))
 
 

@@ -46,6 +46,7 @@ from kvoffload import (
     MemoryTier,
     NotPinnedError,
     OffloadError,
+    Retention,
     Tier,
     TierError,
 )
@@ -254,10 +255,17 @@ class WholeManager(RuleBasedStateMachine):
         self.start(f"load {chain}", call, turns, MISSES)
 
     @precondition(lambda self: not self.closed)
-    @rule(chain=CHAINS, namespace=NAMESPACES, turns=TURNS)
-    def request(self, chain: list[int], namespace: str, turns: int) -> None:
+    @rule(
+        chain=CHAINS,
+        namespace=NAMESPACES,
+        retention=st.sampled_from([None, Retention(0.9), Retention.SESSION_OVER]),
+        turns=TURNS,
+    )
+    def request(
+        self, chain: list[int], namespace: str, retention: Retention | None, turns: int
+    ) -> None:
         async def call(me: Call) -> None:
-            async with self.view(namespace).request(chain) as request:
+            async with self.view(namespace).request(chain, retention=retention) as request:
                 if request.hit:
                     async with request.load() as lease:
                         await self.look(me, namespace, chain[: request.hit], lease, derive=False)
@@ -280,6 +288,18 @@ class WholeManager(RuleBasedStateMachine):
             self.note_gone(namespace, await self.view(namespace).evict(chain), began)
 
         self.start(f"evict {chain}", call, turns, (TierError,))
+
+    @precondition(lambda self: not self.closed)
+    @rule(chain=CHAINS, namespace=NAMESPACES, turns=TURNS)
+    def forget(self, chain: list[int], namespace: str, turns: int) -> None:
+        async def call(me: Call) -> None:
+            began = self.moment
+            forgotten = await self.view(namespace).forget(chain)
+            assert set(forgotten) <= set(chain)
+            assert len(set(forgotten)) == len(forgotten)
+            self.note_gone(namespace, forgotten, began)
+
+        self.start(f"forget {chain}", call, turns, (TierError,))
 
     @precondition(lambda self: not self.closed)
     @rule(count=st.integers(0, 4), namespace=NAMESPACES, turns=TURNS)
