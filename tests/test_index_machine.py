@@ -22,6 +22,7 @@ from kvoffload import (
 from kvoffload.blocks import BlockEntry, Grant, Move
 from kvoffload.events import EventHub
 from kvoffload.index import Index
+from kvoffload.room import Room
 from kvoffload.testing import ManualClock
 from kvoffload.types import ByteArray, StoredBlock
 
@@ -90,6 +91,7 @@ class IndexMachine(RuleBasedStateMachine):
             Places("cold", 4, persistent=True),
         ]
         self.index = Index(self.tiers, self.make_policy(), ManualClock(), EventHub(""))
+        self.room = Room(self.index)
         self.content: dict[tuple[int, int], object] = {}
         self.stores: list[Store] = []
         self.pins: list[BlockEntry] = []
@@ -106,14 +108,14 @@ class IndexMachine(RuleBasedStateMachine):
         store = Store([])
         evicted: list[object] = []
         wanted: dict[int, list[BlockEntry]] = {}
-        for entry, place in zip(entries, self.index.place(new), strict=True):
+        for entry, place in zip(entries, self.room.place(new), strict=True):
             if isinstance(place, RejectReason):
                 self.index.abort([entry])
             else:
                 wanted.setdefault(place, []).append(entry)
         for number in sorted(wanted, reverse=True):
             group = wanted[number]
-            grants = self.index.make_room(number, len(group), store.moves, evicted)  # type: ignore[arg-type]  # keys
+            grants = self.room.make_room(number, len(group), store.moves, evicted)  # type: ignore[arg-type]  # keys
             assert len(grants) == len(group)  # place() had counted the room
             store.granted += zip(group, [number] * len(group), grants, strict=True)
         self.known -= set(evicted)
@@ -136,7 +138,7 @@ class IndexMachine(RuleBasedStateMachine):
         if possible:
             assert self.content[move.source] == move.entry.key, "read after it was given away"
             self.content[move.target] = move.entry.key if written else "torn"
-        if self.index.finish_move(move, written and possible):
+        if self.room.finish_move(move, written and possible):
             self.known.discard(move.entry.key)
         self.settle()
 
@@ -158,7 +160,7 @@ class IndexMachine(RuleBasedStateMachine):
         new = [key for key in chain if self.index.state(key) is BlockState.ABSENT]
         hottest = self.index.levels[0]
         if len(new) <= hottest.slots.free + len(hottest.copies):
-            slots = self.index.take_now(0, len(new), [])
+            slots = self.room.take_now(0, len(new), [])
             entries = self.index.reserve(new, [1] * len(new))
             for entry, slot in zip(entries, slots, strict=True):
                 entry.slot = slot

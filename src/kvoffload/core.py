@@ -22,6 +22,7 @@ from .movement.transfer import Transfer
 from .named import Named
 from .prefetch import Prefetcher
 from .retention import Retention
+from .room import Room
 from .twophase import TwoPhase
 from .types import BlockHash, BlockState, ByteArray, Clock, EvictionPolicy, Key, RejectReason, Tier
 from .views import Staging
@@ -77,7 +78,7 @@ class Core:
         self.check = self.lifecycle.check
         self.events = EventHub(self.namespace)
         self.index = Index(tiers, policy, self.clock, self.events)
-        self.index.cold_admission = options.cold_admission
+        self.room = Room(self.index, cold_admission=options.cold_admission)
         self._options = options
         self._staging = Staging(options.staging_bytes, self.block_bytes)
         self.prefetchers: list[Prefetcher] = []
@@ -102,10 +103,11 @@ class Core:
         """
         self.jobs = await self.lifecycle.open()
         self.transfer = Transfer(self.index, self._staging, self.namespace)
-        self.storing = Storing(self.index, self.transfer, self.jobs)
-        self.durability = Durability(self.index, self.transfer, self.jobs)
+        self.storing = Storing(self.index, self.room, self.transfer, self.jobs)
+        self.durability = Durability(self.index, self.room, self.transfer, self.jobs)
         self.loading = Loading(
             self.index,
+            self.room,
             self.transfer,
             self.storing,
             self.jobs,

@@ -11,7 +11,7 @@ from collections.abc import Callable, Collection, Iterable, Sequence
 from itertools import repeat
 from operator import attrgetter
 
-from .blocks import BlockEntry, Grant, Move
+from .blocks import BlockEntry
 from .events import EventHub, EventKind
 from .levels import Level
 from .metrics import new_counters
@@ -21,9 +21,7 @@ from .types import (
     BlockState,
     Clock,
     EvictionPolicy,
-    ForecastingPolicy,
     Key,
-    RejectReason,
     Tier,
     TierState,
 )
@@ -63,8 +61,6 @@ class Index:
         self.prefetched: set[Key] = set()
         """Blocks that a hint brought and nobody has used since."""
         self.changed = Signal()
-        self.cold_admission = "all"
-        """What is written to a persistent tier below another; see `AsyncLRUManager`."""
         self.users: list[Callable[[Sequence[Key]], None]] = []
         """Are told of each use."""
         policy.attach([level.slots.capacity for level in self.levels])
@@ -220,7 +216,7 @@ class Index:
                 for entry in group:
                     entry.uses_below = -1  # the use that stores it is still to be counted
             self.count("stored", keys)
-            self._emit(EventKind.STORED, keys, level)
+            self.emit(EventKind.STORED, keys, level)
         self.changed.fire()
 
     def abort(self, entries: Sequence[BlockEntry]) -> None:
@@ -260,190 +256,44 @@ class Index:
         self._arrive(level, entries)
         self.policy.insert(keys[::-1], level.number)
 
-    # Making room
+    # Between levels
 
-    def place(
-        self,
-        keys: Sequence[Key],
-        held: int = 0,
-        chain: Sequence[Key] = (),
-        retention: Retention | None = None,
-    ) -> list[int | RejectReason]:
-        """Return the level for each block of a new chain, head hottest, or why there is none.
+    def relocate(self, entry: BlockEntry, level: Level, slot: int) -> None:
+        """Make a block at home in a slot of another level, which has its bytes."""
+        old = self.levels[entry.level]
+        self.policy.remove([entry.key], old.number)
+        self._depart(old, [entry])
+        old.leave([entry.slot], [entry.key])
+        entry.level, entry.slot, entry.uses_below = level.number, slot, 0
+        self._arrive(level, [entry])
+        self.policy.insert([entry.key], level.number)
 
-        Room is counted before anything gives way, so that blocks of the chain come before what
-        they push down. `held` blocks that are there already belong to the same call, and `chain`
-        is all that the blocks are part of, where that is known, with what its caller says of it.
-        """
-        self.look()
-        placed: list[int | RejectReason] = [RejectReason.FULL] * len(keys)
-        waiting: Sequence[int] = range(len(keys))
-        capacity = 0
-        for level in self.levels:
-            capacity += level.slots.capacity - level.slots.useless
-            if not waiting:
-                break
-            offered = [keys[number] for number in waiting]
-            admitted = self.policy.admit(
-                offered, level.number, chain=chain, pinned=self.pinned, retention=retention
-            )
-            enter = waiting
-            if admitted is not offered:
-                enter = [number for number in waiting if keys[number] in admitted]
-            if level.number and self.spares(level.number):
-                admitted = enter = ()  # nobody has used these again yet
-            enter = enter[: level.room]
-            for number in enter:
-                placed[number] = level.number
-            taken = set(enter)
-            left = [number for number in waiting if number not in taken]
-            for number in left:
-                declined = admitted is not offered and keys[number] not in admitted
-                placed[number] = RejectReason.NOT_ADMITTED if declined else RejectReason.PINNED
-            waiting = left
-        failing = any(level.state is READ_ONLY for level in self.levels)
-        for number, place in enumerate(placed):
-            if place is RejectReason.PINNED:
-                if held + number >= capacity:
-                    placed[number] = RejectReason.FULL
-                elif failing:
-                    placed[number] = RejectReason.FAILED
-        return placed
-
-    def look(self) -> None:
-        """See what each tier can do now, and tell of changes."""
-        for level in self.levels:
-            if level.look():
-                tier = level.tier
-                self.events.tell_state(level.state.value, tier=tier.name, medium=tier.medium)
-
-    def take_now(self, number: int, count: int, evicted: list[Key]) -> list[int]:
-        """Get up to `count` slots of a level without moving a byte.
-
-        Free ones first, then those of clean copies, then in the last level those of the coldest
-        blocks, whose keys are appended to `evicted`.
-        """
+    def fall_back(self, entry: BlockEntry) -> int:
+        """Let a block fall back on its clean copy further down; return the slot it leaves."""
+        if not entry.copies:
+            raise RuntimeError(f"{entry!r} has no copies")
+        number = min(entry.copies)
         level = self.levels[number]
-        if level.state is READ_ONLY:
-            return []
-        slots = level.slots.take(count)
-        if len(slots) < count and level.copies:
-            slots += self._take_copies(level, count - len(slots))
-        if len(slots) < count and number + 1 == len(self.levels):
-            try:
-                victims = self._victims(level, count - len(slots))
-            except BaseException:
-                level.slots.give_back(slots)
-                raise
-            evicted += victims
-            slots += self._evict(level, victims)
+        left = entry.slot
+        del level.copies[entry.key]
+        level.bytes -= entry.size
+        self.relocate(entry, level, entry.copies.pop(number))
+        self.count("demotions", [entry.key])
+        self.emit(EventKind.DEMOTED, [entry.key], level)
+        return left
+
+    def take_copies(self, level: Level, count: int) -> list[int]:
+        """Drop up to so many clean copies of a level, the oldest; return their slots."""
+        slots: list[int] = []
+        for _ in range(min(count, len(level.copies))):
+            key, entry = level.copies.popitem(last=False)
+            if entry.copies is None:
+                raise RuntimeError(f"{entry!r} has no copies")
+            slot = entry.copies.pop(level.number)
+            level.bytes -= entry.size
+            level.leave([slot], [key])
+            slots.append(slot)
         return slots
-
-    def make_room(
-        self, number: int, count: int, moves: list[Move], evicted: list[Key]
-    ) -> list[Grant]:
-        """Get up to `count` slots of a level, the coldest blocks giving way.
-
-        What gives way goes further down where there is room (its move is appended to `moves`,
-        behind the moves that it waits for), and else leaves every tier (its key is appended to
-        `evicted`).
-        """
-        self.look()
-        level = self.levels[number]
-        grants = [Grant(slot) for slot in self.take_now(number, count, evicted)]
-        if len(grants) == count or number + 1 == len(self.levels) or level.state is READ_ONLY:
-            return grants
-        try:
-            victims = self._victims(level, count - len(grants))
-        except BaseException:
-            self.release(number, grants)
-            raise
-        down: list[BlockEntry] = []
-        for key in victims:
-            entry = self.ready[key]
-            if entry.copies:
-                grants.append(Grant(self._fall_back(entry)))
-            else:
-                down.append(entry)
-        if self.spares(number + 1):
-            worth = self.worth_writing(down)
-            spared = [entry.key for entry in down if entry not in worth]
-            down = [entry for entry in down if entry in worth]
-            self.count("spared", spared)
-            evicted += spared
-            grants += [Grant(slot) for slot in self._evict(level, spared)]
-        below: list[tuple[int, Grant]] = []
-        for lower in range(number + 1, len(self.levels)):
-            if len(below) == len(down):
-                break
-            got = self.make_room(lower, len(down) - len(below), moves, evicted)
-            below += [(lower, grant) for grant in got]
-        # The hottest go to the highest tier; where room is short, the coldest are lost.
-        lost = [entry.key for entry in down[: len(down) - len(below)]]
-        evicted += lost
-        grants += [Grant(slot) for slot in self._evict(level, lost)]
-        leaving: list[Move] = []
-        for entry, (lower, grant) in zip(reversed(down[len(lost) :]), below, strict=True):
-            move = Move(entry, (number, entry.slot), (lower, grant.slot), grant.after)
-            entry.move = move
-            self.begin_transfer([entry])
-            leaving.append(move)
-            grants.append(Grant(entry.slot, move))
-        # The coldest arrive first, so that they are the coldest there too.
-        moves += reversed(leaving)
-        return grants
-
-    def finish_move(self, move: Move, written: bool) -> bool:
-        """Publish a move whose bytes were written, or undo it; say whether the block is lost.
-
-        A block that was pinned meanwhile stays where it is, and what was written is a clean copy;
-        the slot it was to leave is then not free, and a grant of it stays unusable. A block that
-        could not be written leaves every tier, as if the lower tier were not there.
-        """
-        entry, (number, slot) = move.entry, move.target
-        level = self.levels[number]
-        entry.move = None
-        self.end_transfer([entry])
-        shown_on = self.levels[move.source[0]].slots.is_held(move.source[1])
-        stays = entry.pin_count > 0 or entry.state is not READY or shown_on
-        if written and not stays:
-            self._relocate(entry, level, slot)
-            self.count("demotions", [entry.key])
-            self._emit(EventKind.DEMOTED, [entry.key], level)
-        elif written and entry.state is READY:
-            self.add_copy(entry, level, slot)
-        elif move.after is None or move.after.done:
-            if written:
-                level.leave([slot], [entry.key])
-            level.slots.give_back([slot])
-            if not stays:
-                self._evict(self.levels[entry.level], [entry.key])
-        else:
-            stays = True
-        move.done = not stays
-        self.changed.fire()
-        return not (stays or written)
-
-    def spares(self, number: int) -> bool:
-        """Tell whether a level takes only blocks that are worth writing."""
-        return self.cold_admission != "all" and self.levels[number].tier.persistent
-
-    def worth_writing(self, entries: Sequence[BlockEntry]) -> set[BlockEntry]:
-        """Return those of the blocks that such a level takes."""
-        worth = {entry for entry in entries if entry.access_count > 1}  # beyond the one that stores
-        if self.cold_admission == "likely":
-            assert isinstance(self.policy, ForecastingPolicy)
-            rest = [entry.key for entry in entries if entry not in worth]
-            worth.update(map(self.ready.__getitem__, self.policy.likely(rest)))
-        return worth
-
-    def release(self, number: int, grants: Iterable[Grant]) -> None:
-        """Give granted slots back that nobody took."""
-        slots = [grant.slot for grant in grants if grant.usable]
-        self.levels[number].slots.give_back(slots)
-        self.changed.fire()
-
-    # Moving up, copies
 
     def promote(self, entry: BlockEntry, number: int, slot: int) -> None:
         """Make a pinned block, whose bytes are in this slot now, at home there.
@@ -460,7 +310,7 @@ class Index:
         new.stuck += 1
         self.policy.insert([entry.key], number)
         self.count("promotions", [entry.key])
-        self._emit(EventKind.PROMOTED, [entry.key], new)
+        self.emit(EventKind.PROMOTED, [entry.key], new)
 
     def add_copy(self, entry: BlockEntry, level: Level, slot: int) -> None:
         """Note a clean copy of a block on a tier below the one it is at home in."""
@@ -471,6 +321,16 @@ class Index:
         level.bytes += entry.size
 
     # Leaving
+
+    def evict(self, level: Level, keys: Sequence[Key]) -> list[int]:
+        """Remove blocks of one level from every tier; return their slots, which stay in use."""
+        if not keys:
+            return []
+        slots = self._remove(level, keys)
+        level.leave(slots, keys)
+        self.count("evictions", keys)
+        self.emit(EventKind.REMOVED, keys, level)
+        return slots
 
     def coldest(self, count: int, namespace: str | None, *, everywhere: bool) -> list[BlockEntry]:
         """Return the `count` coldest blocks without a pin, lowest tier first.
@@ -505,7 +365,7 @@ class Index:
         for level, group in self._by_level(entries):
             keys = [entry.key for entry in group]
             level.free(self._remove(level, keys), keys)
-            self._emit(EventKind.REMOVED, keys, level)
+            self.emit(EventKind.REMOVED, keys, level)
         self.changed.fire()
 
     def condemn(self, entry: BlockEntry) -> None:
@@ -518,7 +378,7 @@ class Index:
         entry.state = ABSENT
         self.policy.remove([entry.key], level.number)
         self._depart(level, [entry])
-        self._emit(EventKind.REMOVED, [entry.key], level)
+        self.emit(EventKind.REMOVED, [entry.key], level)
 
     def stale(self, keys: Iterable[Key] | None) -> list[tuple[Level, list[int]]]:
         """Return the slots that still show these blocks (or any) after they left."""
@@ -532,6 +392,10 @@ class Index:
         return found
 
     # Telling
+
+    def emit(self, kind: EventKind, keys: Iterable[Key], level: Level, detail: str = "") -> None:
+        """Tell who listens what happened to blocks at a level."""
+        self.events.emit(kind, keys, tier=level.tier.name, medium=level.tier.medium, detail=detail)
 
     def count(self, name: str, keys: Collection[Key]) -> None:
         """Add blocks to a counter of their namespaces."""
@@ -549,12 +413,12 @@ class Index:
         """Note that a tier could not read, write or erase these blocks."""
         level.counters["errors"] += len(keys)
         self.count("io_errors", keys)
-        self._emit(EventKind.FAILED, keys, level, detail)
+        self.emit(EventKind.FAILED, keys, level, detail)
 
     def expire(self, keys: Sequence[Key], level: Level) -> None:
         """Note that a holder's reservation or pins of these blocks were taken back."""
         self.count("expired", keys)
-        self._emit(EventKind.EXPIRED, keys, level)
+        self.emit(EventKind.EXPIRED, keys, level)
 
     def check_invariants(self) -> None:
         """Raise `AssertionError` where the books do not balance; for tests and debugging."""
@@ -602,9 +466,6 @@ class Index:
             groups.setdefault(entry.level, []).append(entry)
         return [(self.levels[number], group) for number, group in groups.items()]
 
-    def _emit(self, kind: EventKind, keys: Iterable[Key], level: Level, detail: str = "") -> None:
-        self.events.emit(kind, keys, tier=level.tier.name, medium=level.tier.medium, detail=detail)
-
     def _arrive(self, level: Level, entries: Sequence[BlockEntry]) -> None:
         level.blocks += len(entries)
         level.bytes += sum(map(_SIZE, entries))
@@ -623,25 +484,6 @@ class Index:
                 usage = level.usage.setdefault(entry.key[0], [0, 0])
                 usage[0] += sign
                 usage[1] += sign * entry.size
-
-    def _victims(self, level: Level, count: int) -> list[Key]:
-        """Return the coldest blocks of a level whose slots can be used again at once."""
-        held = level.slots.held
-        keys = self.policy.victims(level.number, count + held, self.pinned)
-        if held:
-            is_held, ready = level.slots.is_held, self.ready
-            keys = [key for key in keys if not is_held(ready[key].slot)][:count]
-        return keys
-
-    def _evict(self, level: Level, keys: Sequence[Key]) -> list[int]:
-        """Remove blocks of one level from every tier; return their slots, which stay in use."""
-        if not keys:
-            return []
-        slots = self._remove(level, keys)
-        level.leave(slots, keys)
-        self.count("evictions", keys)
-        self._emit(EventKind.REMOVED, keys, level)
-        return slots
 
     def _remove(self, level: Level, keys: Sequence[Key]) -> list[int]:
         entries = list(map(self.ready.pop, keys))
@@ -668,38 +510,3 @@ class Index:
             level.bytes -= entry.size
             level.free([slot], [entry.key])
         entry.copies = None
-
-    def _take_copies(self, level: Level, count: int) -> list[int]:
-        slots: list[int] = []
-        for _ in range(min(count, len(level.copies))):
-            key, entry = level.copies.popitem(last=False)
-            if entry.copies is None:
-                raise RuntimeError(f"{entry!r} has no copies")
-            slot = entry.copies.pop(level.number)
-            level.bytes -= entry.size
-            level.leave([slot], [key])
-            slots.append(slot)
-        return slots
-
-    def _fall_back(self, entry: BlockEntry) -> int:
-        """Let a block fall back on its clean copy further down; return the slot it leaves."""
-        if not entry.copies:
-            raise RuntimeError(f"{entry!r} has no copies")
-        number = min(entry.copies)
-        level = self.levels[number]
-        left = entry.slot
-        del level.copies[entry.key]
-        level.bytes -= entry.size
-        self._relocate(entry, level, entry.copies.pop(number))
-        self.count("demotions", [entry.key])
-        self._emit(EventKind.DEMOTED, [entry.key], level)
-        return left
-
-    def _relocate(self, entry: BlockEntry, level: Level, slot: int) -> None:
-        old = self.levels[entry.level]
-        self.policy.remove([entry.key], old.number)
-        self._depart(old, [entry])
-        old.leave([entry.slot], [entry.key])
-        entry.level, entry.slot, entry.uses_below = level.number, slot, 0
-        self._arrive(level, [entry])
-        self.policy.insert([entry.key], level.number)

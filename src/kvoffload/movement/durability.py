@@ -9,6 +9,7 @@ from ..errors import TierError
 from ..index import Index
 from ..jobs import Jobs
 from ..levels import Level
+from ..room import Room
 from ..types import FlushResult, Key
 from .transfer import Transfer
 
@@ -19,8 +20,9 @@ FLUSH_BATCH_BLOCKS = 64
 class Durability:
     """Copies what lies only in memory to the persistent tier, and erases from it."""
 
-    def __init__(self, index: Index, transfer: Transfer, jobs: Jobs) -> None:
+    def __init__(self, index: Index, room: Room, transfer: Transfer, jobs: Jobs) -> None:
         self._index = index
+        self._room = room
         self._transfer = transfer
         self._jobs = jobs
 
@@ -52,7 +54,7 @@ class Durability:
         persistent = [level for level in index.levels if level.tier.persistent]
         if not persistent:
             return FlushResult(durable=0, not_durable=len(index.ready))
-        index.look()  # a disk that was full may have space again
+        self._room.look()  # a disk that was full may have space again
         level = persistent[-1]
         level.slots.retry()  # of places that failed, the last to be taken
         volatile = self._volatile(level)
@@ -78,8 +80,8 @@ class Durability:
             if level is not persistent:
                 keys = index.policy.victims(level.number, level.blocks, ())
                 found += [index.ready[key] for key in reversed(keys)]
-        if persistent.number and index.spares(persistent.number):
-            worth = index.worth_writing(found)
+        if persistent.number and self._room.spares(persistent.number):
+            worth = self._room.worth_writing(found)
             found = [entry for entry in found if entry in worth]
         return [entry for entry in found if not self._is_durable(entry)]
 

@@ -22,6 +22,7 @@ from ..index import Index
 from ..jobs import Jobs
 from ..keys import show_hash
 from ..named import Named
+from ..room import Room
 from ..types import BlockState, ByteArray, Key
 from ..views import Place, Staging
 from .storing import Storing
@@ -68,6 +69,7 @@ class Loading:
     def __init__(
         self,
         index: Index,
+        room: Room,
         transfer: Transfer,
         storing: Storing,
         jobs: Jobs,
@@ -75,6 +77,7 @@ class Loading:
         promote_threshold: int | None,
     ) -> None:
         self._index = index
+        self._room = room
         self._transfer = transfer
         self._storing = storing
         self._jobs = jobs
@@ -240,7 +243,7 @@ class Loading:
             )
         ):
             return False
-        for entry, slot in zip(entries, index.take_now(0, len(entries), []), strict=True):
+        for entry, slot in zip(entries, self._room.take_now(0, len(entries), []), strict=True):
             source = levels[entry.level]
             payload = source.tier.view(entry.slot, entry.size)
             self._transfer.copy_in_now(hottest, [slot], [payload])
@@ -311,7 +314,7 @@ class Loading:
                     flight = self._open(entry, landed, users=0)
                     flight.grant = (0, grants.pop())
                     flights.append(flight)
-            self._index.release(0, grants)
+            self._room.release(0, grants)
             self._index.begin_transfer([flight.entry for flight in flights])
             await self._read_all(flights)
             came = [flight.entry.key for flight in flights if not flight.entry.level]
@@ -324,7 +327,7 @@ class Loading:
     async def _room_above(self, count: int) -> list[Grant]:
         """Get slots of the hottest tier for blocks on their way up, as far as there are any."""
         moves: list[Move] = []
-        grants = self._index.make_room(0, count, moves, [])
+        grants = self._room.make_room(0, count, moves, [])
         await self._storing.run_moves(moves, [])
         return [grant for grant in grants if grant.usable]
 
@@ -432,7 +435,7 @@ class Loading:
         if flight.grant is not None:
             number, grant = flight.grant
             flight.grant = None
-            self._index.release(number, [grant])
+            self._room.release(number, [grant])
 
 
 def _again(error: TierError) -> TierError:

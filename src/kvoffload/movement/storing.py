@@ -10,6 +10,7 @@ from ..copying import INLINE_COPY_BYTES
 from ..index import Index
 from ..jobs import Job, Jobs
 from ..named import Named
+from ..room import Room
 from ..types import ByteArray, Key, RejectReason, TierState
 from .transfer import Transfer, lacks_space
 
@@ -44,8 +45,9 @@ class Plan:
 class Storing:
     """Stores new blocks; the moves of all movement run through here."""
 
-    def __init__(self, index: Index, transfer: Transfer, jobs: Jobs) -> None:
+    def __init__(self, index: Index, room: Room, transfer: Transfer, jobs: Jobs) -> None:
         self._index = index
+        self._room = room
         self._transfer = transfer
         self._jobs = jobs
         self._moving = 0
@@ -82,7 +84,7 @@ class Storing:
         if len(self._index.levels) > 1 and count > level.slots.free + len(level.copies):
             return None
         outcome = Stored()
-        slots = self._index.take_now(0, count, outcome.evicted)
+        slots = self._room.take_now(0, count, outcome.evicted)
         if len(slots) < count:
             level.slots.give_back(slots)
             return None
@@ -143,13 +145,13 @@ class Storing:
                 for move in batch:
                     self._moving -= 1
                     del unfinished[move]
-                    if self._index.finish_move(move, written[move]):
+                    if self._room.finish_move(move, written[move]):
                         evicted.append(move.entry.key)
         finally:
             # A hard close: nothing more will be written.
             self._moving -= len(unfinished)
             for move in unfinished:
-                self._index.finish_move(move, written=False)
+                self._room.finish_move(move, written=False)
 
     # Inside
 
@@ -165,12 +167,12 @@ class Storing:
         number = moves[0].target[0]
         level = index.levels[number]
         failed = [move for move, done in written.items() if not done]
-        index.look()
+        self._room.look()
         if not failed or level.state is not TierState.FULL:
             return written
         if named is not None:
             named.hold()  # what became ready while the disk was busy
-        slots = index.take_now(number, len(failed), evicted)
+        slots = self._room.take_now(number, len(failed), evicted)
         again = failed[len(failed) - len(slots) :]  # the hottest
         for move, slot in zip(again, slots, strict=True):
             level.slots.give_back([move.target[1]])
@@ -181,11 +183,10 @@ class Storing:
 
     def _plan(self, entries: Sequence[BlockEntry], evicted: list[Key], named: Named) -> Plan:
         plan = Plan()
-        index = self._index
         named.hold()
         wanted: dict[int, list[BlockEntry]] = {}
         keys = [entry.key for entry in entries]
-        places = index.place(keys, len(named), named.chain, named.retention)
+        places = self._room.place(keys, len(named), named.chain, named.retention)
         for entry, place in zip(entries, places, strict=True):
             if isinstance(place, RejectReason):
                 plan.unplaced.append((entry, place))
@@ -195,15 +196,15 @@ class Storing:
             # The deepest first: what the chain spills down comes before what it pushes down.
             for number in sorted(wanted, reverse=True):
                 group = wanted[number]
-                grants = index.make_room(number, len(group), plan.moves, evicted)
+                grants = self._room.make_room(number, len(group), plan.moves, evicted)
                 plan.granted += zip(group, [number] * len(group), grants, strict=False)
                 plan.unplaced += [(entry, RejectReason.PINNED) for entry in group[len(grants) :]]
         except BaseException:
             # A policy that raises: what was planned so far is undone.
             for move in plan.moves:
-                index.finish_move(move, written=False)
+                self._room.finish_move(move, written=False)
             for _, number, grant in plan.granted:
-                index.release(number, [grant])
+                self._room.release(number, [grant])
             raise
         return plan
 
@@ -221,7 +222,7 @@ class Storing:
     def _apply_now(self, plan: Plan, bytes_of: dict[Key, ByteArray], outcome: Stored) -> None:
         for move in plan.moves:
             self._transfer.move_now(move)
-            self._index.finish_move(move, written=True)
+            self._room.finish_move(move, written=True)
         for number, group in self._take_granted(plan)[0].items():
             self._transfer.copy_in_now(
                 self._index.levels[number],
@@ -319,7 +320,7 @@ class Storing:
             bad = [entry for entry, error in zip(group, outcomes, strict=True) if error is not None]
             self._index.commit(good)
             outcome.stored += good
-            self._index.look()
+            self._room.look()
             if level.state is TierState.FULL:
                 full = {
                     entry.key
@@ -346,10 +347,10 @@ class Storing:
                     await index.changed.wait()
                     continue
                 moves: list[Move] = []
-                grants = index.make_room(0, len(todo), moves, outcome.evicted)
+                grants = self._room.make_room(0, len(todo), moves, outcome.evicted)
                 await self.run_moves(moves, outcome.evicted, named)
                 if len(grants) < len(todo):
-                    index.release(0, grants)
+                    self._room.release(0, grants)
                     return False
                 plan = Plan([(entry, 0, grant) for entry, grant in zip(todo, grants, strict=True)])
                 todo = self._take_granted(plan)[1]

@@ -1,0 +1,223 @@
+"""Room: where new blocks go, and which ones give way for them."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+
+from .blocks import BlockEntry, Grant, Move
+from .events import EventKind
+from .index import Index
+from .levels import Level
+from .retention import Retention
+from .types import BlockState, ForecastingPolicy, Key, RejectReason, TierState
+
+READY = BlockState.READY
+READ_ONLY = TierState.READ_ONLY
+
+
+class Room:
+    """Decides, on an index, what goes where and what has to leave; moves no byte.
+
+    Attributes:
+        cold_admission: What is written to a persistent tier below another; see `AsyncLRUManager`.
+    """
+
+    def __init__(self, index: Index, *, cold_admission: str = "all") -> None:
+        self.cold_admission = cold_admission
+        self._index = index
+
+    def place(
+        self,
+        keys: Sequence[Key],
+        held: int = 0,
+        chain: Sequence[Key] = (),
+        retention: Retention | None = None,
+    ) -> list[int | RejectReason]:
+        """Return the level for each block of a new chain, head hottest, or why there is none.
+
+        Room is counted before anything gives way, so that blocks of the chain come before what
+        they push down. `held` blocks that are there already belong to the same call, and `chain`
+        is all that the blocks are part of, where that is known, with what its caller says of it.
+        """
+        self.look()
+        placed: list[int | RejectReason] = [RejectReason.FULL] * len(keys)
+        waiting: Sequence[int] = range(len(keys))
+        capacity = 0
+        for level in self._index.levels:
+            capacity += level.slots.capacity - level.slots.useless
+            if not waiting:
+                break
+            offered = [keys[number] for number in waiting]
+            admitted = self._index.policy.admit(
+                offered, level.number, chain=chain, pinned=self._index.pinned, retention=retention
+            )
+            enter = waiting
+            if admitted is not offered:
+                enter = [number for number in waiting if keys[number] in admitted]
+            if level.number and self.spares(level.number):
+                admitted = enter = ()  # nobody has used these again yet
+            enter = enter[: level.room]
+            for number in enter:
+                placed[number] = level.number
+            taken = set(enter)
+            left = [number for number in waiting if number not in taken]
+            for number in left:
+                declined = admitted is not offered and keys[number] not in admitted
+                placed[number] = RejectReason.NOT_ADMITTED if declined else RejectReason.PINNED
+            waiting = left
+        failing = any(level.state is READ_ONLY for level in self._index.levels)
+        for number, place in enumerate(placed):
+            if place is RejectReason.PINNED:
+                if held + number >= capacity:
+                    placed[number] = RejectReason.FULL
+                elif failing:
+                    placed[number] = RejectReason.FAILED
+        return placed
+
+    def look(self) -> None:
+        """See what each tier can do now, and tell of changes."""
+        for level in self._index.levels:
+            if level.look():
+                tier = level.tier
+                self._index.events.tell_state(level.state.value, tier=tier.name, medium=tier.medium)
+
+    def take_now(self, number: int, count: int, evicted: list[Key]) -> list[int]:
+        """Get up to `count` slots of a level without moving a byte.
+
+        Free ones first, then those of clean copies, then in the last level those of the coldest
+        blocks, whose keys are appended to `evicted`.
+        """
+        level = self._index.levels[number]
+        if level.state is READ_ONLY:
+            return []
+        slots = level.slots.take(count)
+        if len(slots) < count and level.copies:
+            slots += self._index.take_copies(level, count - len(slots))
+        if len(slots) < count and number + 1 == len(self._index.levels):
+            try:
+                victims = self._victims(level, count - len(slots))
+            except BaseException:
+                level.slots.give_back(slots)
+                raise
+            evicted += victims
+            slots += self._index.evict(level, victims)
+        return slots
+
+    def make_room(
+        self, number: int, count: int, moves: list[Move], evicted: list[Key]
+    ) -> list[Grant]:
+        """Get up to `count` slots of a level, the coldest blocks giving way.
+
+        What gives way goes further down where there is room (its move is appended to `moves`,
+        behind the moves that it waits for), and else leaves every tier (its key is appended to
+        `evicted`).
+        """
+        self.look()
+        level = self._index.levels[number]
+        grants = [Grant(slot) for slot in self.take_now(number, count, evicted)]
+        if (
+            len(grants) == count
+            or number + 1 == len(self._index.levels)
+            or level.state is READ_ONLY
+        ):
+            return grants
+        try:
+            victims = self._victims(level, count - len(grants))
+        except BaseException:
+            self.release(number, grants)
+            raise
+        down: list[BlockEntry] = []
+        for key in victims:
+            entry = self._index.ready[key]
+            if entry.copies:
+                grants.append(Grant(self._index.fall_back(entry)))
+            else:
+                down.append(entry)
+        if self.spares(number + 1):
+            worth = self.worth_writing(down)
+            spared = [entry.key for entry in down if entry not in worth]
+            down = [entry for entry in down if entry in worth]
+            self._index.count("spared", spared)
+            evicted += spared
+            grants += [Grant(slot) for slot in self._index.evict(level, spared)]
+        below: list[tuple[int, Grant]] = []
+        for lower in range(number + 1, len(self._index.levels)):
+            if len(below) == len(down):
+                break
+            got = self.make_room(lower, len(down) - len(below), moves, evicted)
+            below += [(lower, grant) for grant in got]
+        # The hottest go to the highest tier; where room is short, the coldest are lost.
+        lost = [entry.key for entry in down[: len(down) - len(below)]]
+        evicted += lost
+        grants += [Grant(slot) for slot in self._index.evict(level, lost)]
+        leaving: list[Move] = []
+        for entry, (lower, grant) in zip(reversed(down[len(lost) :]), below, strict=True):
+            move = Move(entry, (number, entry.slot), (lower, grant.slot), grant.after)
+            entry.move = move
+            self._index.begin_transfer([entry])
+            leaving.append(move)
+            grants.append(Grant(entry.slot, move))
+        # The coldest arrive first, so that they are the coldest there too.
+        moves += reversed(leaving)
+        return grants
+
+    def finish_move(self, move: Move, written: bool) -> bool:
+        """Publish a move whose bytes were written, or undo it; say whether the block is lost.
+
+        A block that was pinned meanwhile stays where it is, and what was written is a clean copy;
+        the slot it was to leave is then not free, and a grant of it stays unusable. A block that
+        could not be written leaves every tier, as if the lower tier were not there.
+        """
+        entry, (number, slot) = move.entry, move.target
+        level = self._index.levels[number]
+        entry.move = None
+        self._index.end_transfer([entry])
+        shown_on = self._index.levels[move.source[0]].slots.is_held(move.source[1])
+        stays = entry.pin_count > 0 or entry.state is not READY or shown_on
+        if written and not stays:
+            self._index.relocate(entry, level, slot)
+            self._index.count("demotions", [entry.key])
+            self._index.emit(EventKind.DEMOTED, [entry.key], level)
+        elif written and entry.state is READY:
+            self._index.add_copy(entry, level, slot)
+        elif move.after is None or move.after.done:
+            if written:
+                level.leave([slot], [entry.key])
+            level.slots.give_back([slot])
+            if not stays:
+                self._index.evict(self._index.levels[entry.level], [entry.key])
+        else:
+            stays = True
+        move.done = not stays
+        self._index.changed.fire()
+        return not (stays or written)
+
+    def spares(self, number: int) -> bool:
+        """Tell whether a level takes only blocks that are worth writing."""
+        return self.cold_admission != "all" and self._index.levels[number].tier.persistent
+
+    def worth_writing(self, entries: Sequence[BlockEntry]) -> set[BlockEntry]:
+        """Return those of the blocks that such a level takes."""
+        worth = {entry for entry in entries if entry.access_count > 1}  # beyond the one that stores
+        if self.cold_admission == "likely":
+            assert isinstance(self._index.policy, ForecastingPolicy)
+            rest = [entry.key for entry in entries if entry not in worth]
+            worth.update(map(self._index.ready.__getitem__, self._index.policy.likely(rest)))
+        return worth
+
+    def release(self, number: int, grants: Iterable[Grant]) -> None:
+        """Give granted slots back that nobody took."""
+        slots = [grant.slot for grant in grants if grant.usable]
+        self._index.levels[number].slots.give_back(slots)
+        self._index.changed.fire()
+
+    # Inside
+
+    def _victims(self, level: Level, count: int) -> list[Key]:
+        """Return the coldest blocks of a level whose slots can be used again at once."""
+        held = level.slots.held
+        keys = self._index.policy.victims(level.number, count + held, self._index.pinned)
+        if held:
+            is_held, ready = level.slots.is_held, self._index.ready
+            keys = [key for key in keys if not is_held(ready[key].slot)][:count]
+        return keys
