@@ -271,7 +271,7 @@ class IndexMachine(RuleBasedStateMachine):
         assert not self.index.pending
         assert not self.index.pinned
         for level in self.index.levels:
-            stats = level.stats()
+            stats = level.stats(0.0)
             assert stats.pending_blocks == stats.retired_blocks == 0
             assert stats.free_blocks + stats.blocks == stats.capacity_blocks
 

@@ -88,6 +88,14 @@ POLICIES: dict[str, Callable[[], str | EvictionPolicy]] = {
 }
 
 
+MOVEMENTS: dict[str, dict[str, Any]] = {
+    "as needed": {"watermarks": (0.0, 0.0)},
+    "ahead": {"watermarks": (0.4, 0.7)},
+    "rejecting": {"watermarks": (0.4, 0.7), "when_full": "reject"},
+    "through": {"watermarks": (0.4, 0.7), "write_policy": "through"},
+}
+
+
 def memory(blocks: int, name: str = "hot") -> Tier:
     return MemoryTier(blocks, BLOCK_BYTES, name=name)
 
@@ -172,8 +180,10 @@ class WholeManager(RuleBasedStateMachine):
         policy=st.sampled_from(sorted(POLICIES)),
         staging=st.integers(1, 6),
         threshold=st.integers(1, 2),
+        movement=st.sampled_from(sorted(MOVEMENTS)),
     )
-    def open(self, layout: str, policy: str, staging: int, threshold: int) -> None:
+    def open(self, layout: str, policy: str, staging: int, threshold: int, movement: str) -> None:
+        self.movement = movement
         self.tiers = LAYOUTS[layout]()
         self.faulty = [tier for tier in self.tiers if isinstance(tier, FaultyTier)]
         self.staging_bytes, self.promote_threshold = staging * self.block_bytes, threshold
@@ -202,6 +212,7 @@ class WholeManager(RuleBasedStateMachine):
             close_timeout_s=self.close_timeout_s,
             staging_bytes=self.staging_bytes,
             promote_threshold=self.promote_threshold,
+            **MOVEMENTS[self.movement],
         )
 
     async def enter(self, kv: AsyncLRUManager) -> None:

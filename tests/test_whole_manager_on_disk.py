@@ -26,6 +26,7 @@ from hypothesis import strategies as st
 from hypothesis.stateful import initialize, precondition, rule
 from tests.lockstep import Lockstep, LockstepLoop
 from tests.test_whole_manager_machine import (
+    MOVEMENTS,
     NAMESPACES,
     OTHER,
     POLICIES,
@@ -139,6 +140,7 @@ class WholeManagerOnDisk(WholeManager):
         key=st.sampled_from([None, None, KEY]),
         min_free_blocks=st.sampled_from([0, 0, 1]),
         close_timeout_s=st.sampled_from([1.0, LONG_S]),
+        movement=st.sampled_from(sorted(MOVEMENTS)),
     )
     def open(
         self,
@@ -152,7 +154,9 @@ class WholeManagerOnDisk(WholeManager):
         key: bytes | None,
         min_free_blocks: int,
         close_timeout_s: float,
+        movement: str,
     ) -> None:
+        self.movement = movement
         self.layout = LAYOUTS[layout]
         self.faulty = []
         self.staging_bytes, self.promote_threshold = staging * BLOCK_BYTES, threshold

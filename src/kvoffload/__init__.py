@@ -48,6 +48,7 @@ from .types import FlushResult as FlushResult
 from .types import ForecastingPolicy as ForecastingPolicy
 from .types import Key as Key
 from .types import Lease as Lease
+from .types import LoadPlan as LoadPlan
 from .types import LoadStoreSpec as LoadStoreSpec
 from .types import Medium as Medium
 from .types import OffloadingManager as OffloadingManager
@@ -87,6 +88,7 @@ __all__ = (
     "LRUOffloadManager",
     "LRUPolicy",
     "Lease",
+    "LoadPlan",
     "LoadStoreSpec",
     "LoadTimeoutError",
     "ManagerSettings",

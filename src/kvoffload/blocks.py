@@ -66,6 +66,7 @@ class Move:
         target: Level and slot that it goes to.
         after: The move that empties the target slot, where another block still lies in it.
         done: Whether it took place; `None` while it is under way.
+        is_ahead: Nobody waits for the slot yet: if it can't take place, the block stays.
     """
 
     entry: BlockEntry
@@ -73,6 +74,7 @@ class Move:
     target: tuple[int, int]
     after: Move | None
     done: bool | None = None
+    is_ahead: bool = False
 
 
 @dataclass(slots=True, eq=False)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 
 from .errors import ConfigError
 
@@ -31,12 +32,37 @@ def check_seconds(setting: str, value: float, *, positive: bool = False) -> floa
     return value
 
 
-def check_cold_admission(value: str) -> str:
-    """Return what is written to the cold tier as it is.
+COLD_ADMISSIONS = ("all", "likely", "reused")
+WHEN_FULL = ("reject", "wait")
+WRITE_POLICIES = ("back", "through")
+
+
+def check_choice(setting: str, value: str, choices: Sequence[str]) -> str:
+    """Return a choice as it is.
 
     Raises:
         ConfigError: No such choice.
     """
-    if value not in ("all", "likely", "reused"):
-        raise ConfigError(f"cold_admission must be 'all', 'likely' or 'reused', not {value!r}")
+    if value not in choices:
+        *others, last = map(repr, choices)
+        raise ConfigError(f"{setting} must be {', '.join(others)} or {last}, not {value!r}")
+    return value
+
+
+def check_watermarks(value: tuple[float, float]) -> tuple[float, float]:
+    """Return the watermarks as they are.
+
+    Raises:
+        ConfigError: Not two shares, the lower first, both below 1.
+    """
+    try:
+        low, high = value
+        good = 0 <= low <= high < 1
+    except (TypeError, ValueError):
+        good = False
+    if not good:
+        raise ConfigError(
+            "watermarks are two shares of a tier's slots, 0 <= low <= high < 1, as in "
+            f"(0.02, 0.05), not {value!r}"
+        )
     return value

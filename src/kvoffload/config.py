@@ -6,7 +6,14 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal
 
-from .checks import check_cold_admission, check_count
+from .checks import (
+    COLD_ADMISSIONS,
+    WHEN_FULL,
+    WRITE_POLICIES,
+    check_choice,
+    check_count,
+    check_watermarks,
+)
 from .errors import ConfigError
 
 
@@ -29,6 +36,10 @@ class ManagerSettings:
         reservation_ttl_s: Seconds until a two-phase holder that never completes is given up.
         cold_admission: What is written to the cold tier: `"all"`, only what was `"reused"`, or
             that and what is `"likely"` to be.
+        watermarks: Shares of a tier's slots: where fewer are free than the first, room is made
+            ahead until as many are as the second.
+        when_full: What a store does that meets no room made ahead: `"wait"` or `"reject"`.
+        write_policy: When blocks are written to the cold tier: `"back"` or `"through"`.
         close_timeout_s: Seconds for draining and flushing at close, and as much for the tiers.
         fsync: When the cold tier makes sure of its writes, see `DiskTier`; so for the others below.
         direct_io: Whether the cold tier bypasses the page cache.
@@ -54,6 +65,9 @@ class ManagerSettings:
     staging_bytes: int = 256 * 1024 * 1024
     reservation_ttl_s: float = 600.0
     cold_admission: Literal["all", "likely", "reused"] = "all"
+    watermarks: tuple[float, float] = (0.02, 0.05)
+    when_full: Literal["reject", "wait"] = "wait"
+    write_policy: Literal["back", "through"] = "back"
     close_timeout_s: float = 30.0
     fsync: Literal["flush", "always"] = "flush"
     direct_io: Literal["auto", "on", "off"] = "auto"
@@ -67,7 +81,10 @@ class ManagerSettings:
         check_count("cold_blocks", self.cold_blocks, least=0)
         check_count("block_tokens", self.block_tokens)
         check_count("block_bytes", self.block_bytes)
-        check_cold_admission(self.cold_admission)
+        check_choice("cold_admission", self.cold_admission, COLD_ADMISSIONS)
+        check_choice("when_full", self.when_full, WHEN_FULL)
+        check_choice("write_policy", self.write_policy, WRITE_POLICIES)
+        check_watermarks(self.watermarks)
         if self.fsync not in ("flush", "always"):
             raise ConfigError(f"fsync must be 'flush' or 'always', not {self.fsync!r}")
         if bool(self.cold_blocks) != (self.cold_path is not None):

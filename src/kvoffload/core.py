@@ -15,6 +15,7 @@ from .jobs import Job, Jobs
 from .keys import check_namespace, decode_key, show_hash
 from .lifecycle import Lifecycle, Phase
 from .metrics import ManagerStats, new_counters
+from .movement.ahead import WorkingAhead
 from .movement.durability import Durability
 from .movement.loading import Loading
 from .movement.storing import Stored, Storing
@@ -38,6 +39,7 @@ class Outcome:
     present: list[Key] = field(default_factory=list)
     rejected: dict[Key, RejectReason] = field(default_factory=dict)
     evicted: list[Key] = field(default_factory=list)
+    waited_s: float = 0.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,6 +54,10 @@ class CoreOptions:
         promote_threshold: Uses below the hottest tier that promote a block; `None` for never.
         close_timeout_s: Seconds for draining and flushing at close, and as much for the tiers.
         cold_admission: What is written to a persistent tier below another.
+        watermarks: Shares of the slots of a tier above another: where fewer are free than the first
+            one, room is made until as many are as the second.
+        may_wait: Whether a store may wait for a lower tier.
+        writes_through: Whether a store also writes to the persistent tier.
     """
 
     clock: Clock
@@ -61,6 +67,9 @@ class CoreOptions:
     promote_threshold: int | None
     close_timeout_s: float
     cold_admission: str = "all"
+    watermarks: tuple[float, float] = (0.0, 0.0)
+    may_wait: bool = True
+    writes_through: bool = False
 
 
 class Core:
@@ -78,7 +87,9 @@ class Core:
         self.check = self.lifecycle.check
         self.events = EventHub(self.namespace)
         self.index = Index(tiers, policy, self.clock, self.events)
-        self.room = Room(self.index, cold_admission=options.cold_admission)
+        self.room = Room(
+            self.index, cold_admission=options.cold_admission, watermarks=options.watermarks
+        )
         self._options = options
         self._staging = Staging(options.staging_bytes, self.block_bytes)
         self.prefetchers: list[Prefetcher] = []
@@ -103,7 +114,9 @@ class Core:
         """
         self.jobs = await self.lifecycle.open()
         self.transfer = Transfer(self.index, self._staging, self.namespace)
-        self.storing = Storing(self.index, self.room, self.transfer, self.jobs)
+        self.storing = Storing(
+            self.index, self.room, self.transfer, self.jobs, may_wait=self._options.may_wait
+        )
         self.durability = Durability(self.index, self.room, self.transfer, self.jobs)
         self.loading = Loading(
             self.index,
@@ -124,6 +137,9 @@ class Core:
             await self._close([self._drain])
             raise
         self.lifecycle.start(self.two_phase.reap)
+        if any(level.low for level in self.index.levels):
+            ahead = WorkingAhead(self.index, self.room, self.storing, self.jobs)
+            self.lifecycle.start(ahead.run)
         for prefetcher in self.prefetchers:
             self.lifecycle.start(*[prefetcher.run] * prefetcher.workers)
 
@@ -182,11 +198,15 @@ class Core:
         named = Named(index, list(bytes_of), chain, retention)
         try:
             stored = await self.storing.store(new, [bytes_of[key] for key in new], named)
+            if self._options.writes_through:
+                named.hold()  # those that were stored just now too
+                await self.durability.write_through(stored.stored, stored.evicted)
         finally:
             named.release()
         taken = {entry.key for entry in stored.stored}
         outcome.stored = [key for key in new if key in taken]
         outcome.rejected = stored.rejected
+        outcome.waited_s = stored.waited_s
         # One may leave, be stored by another call, and leave again.
         outcome.evicted = list(dict.fromkeys(stored.evicted))
         return outcome
@@ -259,6 +279,8 @@ class Core:
             entries = index.take_reserved(self.two_phase.not_late(keys))
             derived = self.two_phase.end_store(entries)
             index.publish(entries)
+            if self._options.writes_through:
+                await self._write_through(entries)
             return derived
         entries = self.two_phase.reserved(keys)
         derived = self.two_phase.end_store(entries)
@@ -294,7 +316,7 @@ class Core:
             for each in (*index.counters.values(), index.strangers):
                 for name, value in each.items():
                     counters[name] += value
-            tiers = {level.tier.name: level.stats() for level in index.levels}
+            tiers = {level.tier.name: level.stats(self.clock()) for level in index.levels}
             return ManagerStats(
                 **counters, pending=len(index.pending), pinned=len(index.pinned), tiers=tiers
             )
@@ -318,6 +340,14 @@ class Core:
             await self.evict(keys)
         except TierError as exc:  # an event and a counter tell; nobody waits
             log.warning("blocks of a session that is over may come back after a restart: %s", exc)
+
+    async def _write_through(self, entries: Sequence[BlockEntry]) -> None:
+        named = Named(self.index, [entry.key for entry in entries])
+        named.hold()
+        try:
+            await self.durability.write_through(entries, [])
+        finally:
+            named.release()
 
     async def _write_staged(self, entries: Sequence[BlockEntry]) -> None:
         hottest = self.index.levels[0]

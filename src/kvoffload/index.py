@@ -61,6 +61,8 @@ class Index:
         self.prefetched: set[Key] = set()
         """Blocks that a hint brought and nobody has used since."""
         self.changed = Signal()
+        self.short = Signal()
+        """Fired when fewer slots of a level are free than its low watermark."""
         self.users: list[Callable[[Sequence[Key]], None]] = []
         """Are told of each use."""
         policy.attach([level.slots.capacity for level in self.levels])
@@ -468,6 +470,8 @@ class Index:
 
     def _arrive(self, level: Level, entries: Sequence[BlockEntry]) -> None:
         level.blocks += len(entries)
+        if level.slots.free < level.low:
+            self.short.fire()
         level.bytes += sum(map(_SIZE, entries))
         if self.namespaced:
             self._count_usage(level, entries, 1)

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from collections import OrderedDict
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
 
 from .blocks import BlockEntry
+from .meter import Meter
 from .metrics import TIER_COUNTERS, TierStats
 from .slots import Slots
-from .types import BlockState, Key, Tier, TierState
+from .types import BlockState, Clock, Key, Tier, TierState
 
 
 class Level:
@@ -20,13 +22,18 @@ class Level:
         "claimed",
         "copies",
         "counters",
+        "high",
+        "low",
+        "meter",
         "number",
+        "reading",
         "slots",
         "stale",
         "stale_slots",
         "state",
         "stuck",
         "tier",
+        "under_way",
         "usage",
     )
 
@@ -49,6 +56,12 @@ class Level:
         # Slots that are being written or erased: one at a time.
         self.claimed: set[int] = set()
         self.state = TierState.SERVING
+        # Free slots below which room is made ahead, and how many there are to be then.
+        self.low = self.high = 0
+        self.meter = Meter()
+        self.reading = 0  # bytes that are being read now
+        # Calls of the tier that are not back yet, oldest first: bytes, and since when.
+        self.under_way: dict[object, tuple[int, float]] = {}
 
     def look(self) -> bool:
         """See what the tier can do now; say whether that has changed."""
@@ -105,7 +118,24 @@ class Level:
             self.stale.setdefault(key, set()).add(slot)
             self.stale_slots.setdefault(slot, set()).add(key)
 
-    def stats(self) -> TierStats:
+    @contextmanager
+    def call(self, blocks: int, size: int, clock: Clock, *, reads: bool) -> Iterator[None]:
+        """Note a call of the tier for as long as the body takes, and how long a read took."""
+        began, me = clock(), object()
+        self.under_way[me] = size, began
+        self.counters["queue_depth"] += blocks
+        self.reading += size * reads
+        queued = self.reading
+        try:
+            yield
+            if reads:
+                self.meter.note(queued, clock() - began)
+        finally:
+            self.reading -= size * reads
+            self.counters["queue_depth"] -= blocks
+            del self.under_way[me]
+
+    def stats(self, now: float) -> TierStats:
         """Return a snapshot."""
         blocks = self.blocks + len(self.copies)
         return TierStats(
@@ -117,6 +147,10 @@ class Level:
             pending_blocks=self.slots.in_use - blocks,
             retired_blocks=self.slots.retired,
             state=getattr(self.tier, "state", TierState.SERVING),
+            queue_bytes=sum(size for size, _ in self.under_way.values()),
+            wait_s=max((now - began for _, began in self.under_way.values()), default=0.0),
+            read_latency_s=self.meter.latency_s,
+            read_bytes_per_s=self.meter.bytes_per_s,
             **self.counters,
         )
 

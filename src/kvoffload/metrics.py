@@ -24,6 +24,10 @@ class TierStats:
         hits: Blocks that a load found here.
         errors: Blocks that could not be read, written or erased.
         queue_depth: Blocks that are being read or written now.
+        queue_bytes: Their payload bytes.
+        wait_s: Seconds that the oldest call for them has taken so far.
+        read_latency_s: Seconds of a read whatever its size, by the recent ones; 0 for none yet.
+        read_bytes_per_s: Bytes a second of a read beyond that.
         free_blocks: Slots with nothing in them; while the tier is full, they can't be filled.
         pending_blocks: Slots reserved for a block that is not ready yet.
         retired_blocks: Slots out of use until a view derived from an ended lease is gone, or a
@@ -42,6 +46,10 @@ class TierStats:
     hits: int = 0
     errors: int = 0
     queue_depth: int = 0
+    queue_bytes: int = 0
+    wait_s: float = 0.0
+    read_latency_s: float = 0.0
+    read_bytes_per_s: float = 0.0
     free_blocks: int = 0
     pending_blocks: int = 0
     retired_blocks: int = 0
@@ -69,6 +77,7 @@ class ManagerStats:
         prefetch_issued: Blocks that a hint made the manager fetch.
         prefetch_useful: Of those, the ones that were then used.
         prefetch_wasted: Of those, the ones that left before any use.
+        prefetch_late: Hinted blocks that were wanted before they had been fetched.
         prefetch_dropped: Hinted blocks that were not fetched: queue full, cancelled, or failed.
         tiers: One `TierStats` for each tier, by name.
     """
@@ -89,6 +98,7 @@ class ManagerStats:
     prefetch_issued: int = 0
     prefetch_useful: int = 0
     prefetch_wasted: int = 0
+    prefetch_late: int = 0
     prefetch_dropped: int = 0
     tiers: Mapping[str, TierStats] = field(default_factory=dict)
 

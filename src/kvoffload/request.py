@@ -10,12 +10,14 @@ from typing import TYPE_CHECKING
 import anyio
 
 from .blocks import BlockEntry
+from .checks import check_count, check_seconds
 from .core import Core, Outcome
 from .errors import ClosedError, ConfigError
 from .lease import LeaseScope
+from .movement.planning import plan_load
 from .payloads import check_payloads
 from .retention import Retention, as_retention
-from .types import BlockHash, Buffer, Key, Lease, RejectReason, StoreResult
+from .types import BlockHash, Buffer, Key, Lease, LoadPlan, RejectReason, StoreResult
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -107,19 +109,59 @@ class RequestScope:
         self._ended = True
         self._end()
 
-    def load(self, *, timeout_s: float | None = None) -> AbstractAsyncContextManager[Lease]:
-        """Lease the `hit` blocks, in order; not a use of its own.
+    def plan(
+        self, *, tokens_per_s: float, block_tokens: int = 16, deadline_s: float | None = None
+    ) -> LoadPlan:
+        """Say how many of the `hit` blocks to load so that all of them are there soonest.
+
+        A cold block can take longer to read than to compute: from each tier's recent reads, and
+        from what is being read from it now, it follows how long. Until a tier was read from, it
+        counts as fast. Load `plan.blocks` of them, and compute the rest; those are there already,
+        and are not stored again.
+
+        Args:
+            tokens_per_s: Tokens that the engine computes in a second of prefill.
+            block_tokens: Tokens of a block.
+            deadline_s: Seconds that loading may take at most.
 
         Raises:
+            ClosedError: The scope was not entered yet, or left.
+            ConfigError: A number that is not positive and finite.
+        """
+        self._check()
+        check_seconds("tokens_per_s", tokens_per_s, positive=True)
+        check_count("block_tokens", block_tokens)
+        if deadline_s is not None:
+            check_seconds("deadline_s", deadline_s)
+        index = self._core.index
+        return plan_load(
+            index.levels,
+            [index.ready[key] for key in self._keys[: self._hit]],
+            block_s=block_tokens / tokens_per_s,
+            deadline_s=deadline_s,
+        )
+
+    def load(
+        self, num_blocks: int | None = None, *, timeout_s: float | None = None
+    ) -> AbstractAsyncContextManager[Lease]:
+        """Lease the `hit` blocks, or the first `num_blocks` of them; not a use of its own.
+
+        Raises:
+            ConfigError: `num_blocks` is not from 0 to `hit`.
             LoadTimeoutError: On entry, if `timeout_s` passed first; recompute.
             CapacityError: On entry, if more has to be read at once than fits.
             TierError: On entry, if a tier could not read some.
         """
         self._check()
+        count = self._hit
+        if num_blocks is not None:
+            count = check_count("num_blocks", num_blocks, least=0)
+            if count > self._hit:
+                raise ConfigError(f"num_blocks={count}, but only {self._hit} blocks were hit")
         return LeaseScope(
             self._core,
-            self._keys[: self._hit],
-            self._block_hashes[: self._hit],
+            self._keys[:count],
+            self._block_hashes[:count],
             timeout_s,
             count_use=False,
         )

@@ -22,9 +22,18 @@ class Room:
         cold_admission: What is written to a persistent tier below another; see `AsyncLRUManager`.
     """
 
-    def __init__(self, index: Index, *, cold_admission: str = "all") -> None:
+    def __init__(
+        self,
+        index: Index,
+        *,
+        cold_admission: str = "all",
+        watermarks: tuple[float, float] = (0.0, 0.0),
+    ) -> None:
+        """Take the index, and of each level but the last the shares of slots to keep free."""
         self.cold_admission = cold_admission
         self._index = index
+        for level in index.levels[:-1]:
+            level.low, level.high = (int(level.slots.capacity * share) for share in watermarks)
 
     def place(
         self,
@@ -103,14 +112,38 @@ class Room:
             slots += self._index.evict(level, victims)
         return slots
 
+    def take_for_copies(self, number: int, count: int, evicted: list[Key]) -> list[int]:
+        """Get up to `count` slots of a level for copies of blocks that stay further up.
+
+        Those are hotter than what is at home here: so first this gives way, then older copies.
+        """
+        level = self._index.levels[number]
+        if level.state is READ_ONLY:
+            return []
+        slots = level.slots.take(count)
+        if len(slots) < count and number + 1 == len(self._index.levels):
+            victims = self._victims(level, count - len(slots))
+            evicted += victims
+            slots += self._index.evict(level, victims)
+        if len(slots) < count:
+            slots += self._index.take_copies(level, count - len(slots))
+        return slots
+
     def make_room(
-        self, number: int, count: int, moves: list[Move], evicted: list[Key]
+        self,
+        number: int,
+        count: int,
+        moves: list[Move],
+        evicted: list[Key],
+        *,
+        may_wait: bool = True,
     ) -> list[Grant]:
         """Get up to `count` slots of a level, the coldest blocks giving way.
 
         What gives way goes further down where there is room (its move is appended to `moves`,
         behind the moves that it waits for), and else leaves every tier (its key is appended to
-        `evicted`).
+        `evicted`). Unless it `may_wait`, nothing is moved to a tier that is no memory, and what
+        would have to be stays.
         """
         self.look()
         level = self._index.levels[number]
@@ -140,26 +173,43 @@ class Room:
             self._index.count("spared", spared)
             evicted += spared
             grants += [Grant(slot) for slot in self._index.evict(level, spared)]
-        below: list[tuple[int, Grant]] = []
-        for lower in range(number + 1, len(self._index.levels)):
-            if len(below) == len(down):
-                break
-            got = self.make_room(lower, len(down) - len(below), moves, evicted)
-            below += [(lower, grant) for grant in got]
+        below = self._room_below(number, len(down), moves, evicted, may_wait=may_wait)
         # The hottest go to the highest tier; where room is short, the coldest are lost.
-        lost = [entry.key for entry in down[: len(down) - len(below)]]
-        evicted += lost
-        grants += [Grant(slot) for slot in self._index.evict(level, lost)]
-        leaving: list[Move] = []
-        for entry, (lower, grant) in zip(reversed(down[len(lost) :]), below, strict=True):
-            move = Move(entry, (number, entry.slot), (lower, grant.slot), grant.after)
-            entry.move = move
-            self._index.begin_transfer([entry])
-            leaving.append(move)
-            grants.append(Grant(entry.slot, move))
-        # The coldest arrive first, so that they are the coldest there too.
-        moves += reversed(leaving)
-        return grants
+        short = len(down) - len(below)
+        if may_wait:
+            lost = [entry.key for entry in down[:short]]
+            evicted += lost
+            grants += [Grant(slot) for slot in self._index.evict(level, lost)]
+            down = down[short:]
+        return grants + self._begin_moves(down[: len(below)], below, moves)
+
+    def work_ahead(
+        self, number: int, most: int, moves: list[Move], evicted: list[Key]
+    ) -> list[Grant]:
+        """Begin to move the coldest blocks of a level down, so that slots of it become free.
+
+        As many as the high watermark takes, and at most so many, where fewer slots are free than
+        the low one. Only those that somebody would have to wait for later, and to where there is
+        room: nothing but the last level's coldest blocks is lost for it.
+        """
+        self.look()
+        level = self._index.levels[number]
+        free = level.slots.free + len(level.copies)
+        if free >= level.high or level.state is READ_ONLY:
+            return []
+        victims = self._victims(level, min(most, level.high - free))
+        down = [self._index.ready[key] for key in victims]
+        down = [entry for entry in down if not entry.copies]
+        if self.spares(number + 1):
+            worth = self.worth_writing(down)
+            down = [entry for entry in down if entry in worth]
+        below: list[tuple[int, Grant]] = []
+        for lower in self._index.levels[number + 1 :]:
+            if lower.state is not READ_ONLY:
+                slots = self.take_now(lower.number, len(down), evicted)
+                below = [(lower.number, Grant(slot)) for slot in slots]
+                break
+        return self._begin_moves(down[: len(below)], below, moves, are_ahead=True)
 
     def finish_move(self, move: Move, written: bool) -> bool:
         """Publish a move whose bytes were written, or undo it; say whether the block is lost.
@@ -174,6 +224,7 @@ class Room:
         self._index.end_transfer([entry])
         shown_on = self._index.levels[move.source[0]].slots.is_held(move.source[1])
         stays = entry.pin_count > 0 or entry.state is not READY or shown_on
+        stays = stays or (move.is_ahead and not written)
         if written and not stays:
             self._index.relocate(entry, level, slot)
             self._index.count("demotions", [entry.key])
@@ -212,6 +263,46 @@ class Room:
         self._index.changed.fire()
 
     # Inside
+
+    def _room_below(
+        self,
+        number: int,
+        count: int,
+        moves: list[Move],
+        evicted: list[Key],
+        *,
+        may_wait: bool = True,
+    ) -> list[tuple[int, Grant]]:
+        """Get up to `count` slots of the levels below, the highest first."""
+        below: list[tuple[int, Grant]] = []
+        for level in self._index.levels[number + 1 :]:
+            if len(below) == count:
+                break
+            if may_wait or level.tier.addressable:
+                wanted = count - len(below)
+                got = self.make_room(level.number, wanted, moves, evicted, may_wait=may_wait)
+                below += [(level.number, grant) for grant in got]
+        return below
+
+    def _begin_moves(
+        self,
+        entries: Sequence[BlockEntry],
+        below: Sequence[tuple[int, Grant]],
+        moves: list[Move],
+        *,
+        are_ahead: bool = False,
+    ) -> list[Grant]:
+        """Promise to empty the slots of blocks of one level, coldest first; return the promises."""
+        leaving: list[Move] = []
+        for entry, (lower, grant) in zip(reversed(entries), below, strict=True):
+            source = entry.level, entry.slot
+            move = Move(entry, source, (lower, grant.slot), grant.after, is_ahead=are_ahead)
+            entry.move = move
+            self._index.begin_transfer([entry])
+            leaving.append(move)
+        # The coldest arrive first, so that they are the coldest there too.
+        moves += reversed(leaving)
+        return [Grant(move.source[1], move) for move in leaving]
 
     def _victims(self, level: Level, count: int) -> list[Key]:
         """Return the coldest blocks of a level whose slots can be used again at once."""

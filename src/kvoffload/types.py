@@ -103,12 +103,35 @@ class StoreResult:
         present: Blocks that were ready, or pending by another caller.
         rejected: Blocks not taken, each with the reason.
         evicted: Other blocks that left every tier to make room.
+        waited_s: Seconds that it waited for a lower tier to take what gave way; 0 where room had
+            been made ahead. Results that differ in nothing else are equal.
     """
 
     stored: tuple[BlockHash, ...] = ()
     present: tuple[BlockHash, ...] = ()
     rejected: Mapping[BlockHash, RejectReason] = field(default_factory=dict)
     evicted: tuple[BlockHash, ...] = ()
+    waited_s: float = field(default=0.0, compare=False)
+
+
+@dataclass(frozen=True, slots=True)
+class LoadPlan:
+    """How many of a request's hit blocks are worth loading.
+
+    Attributes:
+        blocks: Leading blocks to load; the rest is computed sooner than it could be read.
+        load_s: Seconds that loading those is expected to take.
+        compute_s: Seconds that computing the other hit blocks is expected to take.
+    """
+
+    blocks: int
+    load_s: float
+    compute_s: float
+
+    @property
+    def total_s(self) -> float:
+        """Seconds until all hit blocks are there."""
+        return self.load_s + self.compute_s
 
 
 @dataclass(frozen=True, slots=True)
@@ -394,8 +417,15 @@ class Request(Protocol):
     @retention.setter
     def retention(self, retention: Retention | float | None) -> None: ...
 
-    def load(self, *, timeout_s: float | None = None) -> AbstractAsyncContextManager[Lease]:
-        """Lease the `hit` blocks, in order."""
+    def plan(
+        self, *, tokens_per_s: float, block_tokens: int = 16, deadline_s: float | None = None
+    ) -> LoadPlan:
+        """Say how many of the `hit` blocks are worth loading."""
+
+    def load(
+        self, num_blocks: int | None = None, *, timeout_s: float | None = None
+    ) -> AbstractAsyncContextManager[Lease]:
+        """Lease the `hit` blocks, or the first ones of them, in order."""
 
     async def store(self, payloads: Sequence[Buffer]) -> StoreResult:
         """Store the next blocks of the chain; goes on where the call before stopped."""

@@ -16,6 +16,7 @@ from .contract import (
     CLOSE_TIMEOUT_S,
     RESERVATION_TTL_S,
     STAGING_BYTES,
+    WATERMARKS,
     Contract,
     Manager,
 )
@@ -42,6 +43,13 @@ class AsyncLRUManager(Manager):
         cold_admission: `"all"` writes what leaves memory to a persistent tier; `"reused"`, which
             spares the disk, only what was used beyond the use that stored it, at `flush` too;
             `"likely"` also what the policy finds likelier than not to be used again.
+        watermarks: Shares of the slots of a tier above another. Where fewer are free than the
+            first, the coldest blocks are moved down in the background until as many are free as
+            the second, so that a store seldom waits for a lower tier. `(0, 0)` for never.
+        when_full: What a store does that needs room in a lower tier nevertheless: `"wait"` (its
+            result says for how long), or `"reject"` (`RejectReason.THROTTLED`).
+        write_policy: `"back"` writes a block to disk when it leaves memory, and at `flush` and
+            close; `"through"` also before the `store` returns that brings it.
         clock: Time; tests inject `kvoffload.testing.ManualClock`.
         close_timeout_s: Seconds for draining and flushing at close, and as much for the tiers.
 
@@ -63,6 +71,9 @@ class AsyncLRUManager(Manager):
         staging_bytes: int = STAGING_BYTES,
         reservation_ttl_s: float = RESERVATION_TTL_S,
         cold_admission: str = "all",
+        watermarks: tuple[float, float] = WATERMARKS,
+        when_full: str = "wait",
+        write_policy: str = "back",
         clock: Clock | None = None,
         close_timeout_s: float = CLOSE_TIMEOUT_S,
     ) -> None:
@@ -77,6 +88,9 @@ class AsyncLRUManager(Manager):
             promote_threshold=promote_threshold,
             close_timeout_s=close_timeout_s,
             cold_admission=cold_admission,
+            watermarks=watermarks,
+            when_full=when_full,
+            write_policy=write_policy,
         )
         self._prefetcher = Prefetcher(
             self._core.index,

@@ -7,7 +7,15 @@ from contextlib import AbstractAsyncContextManager
 from types import TracebackType
 from typing import Self
 
-from ..checks import check_cold_admission, check_count, check_seconds
+from ..checks import (
+    COLD_ADMISSIONS,
+    WHEN_FULL,
+    WRITE_POLICIES,
+    check_choice,
+    check_count,
+    check_seconds,
+    check_watermarks,
+)
 from ..clock import SystemClock
 from ..core import Core, CoreOptions, Outcome
 from ..errors import ConfigError
@@ -42,6 +50,7 @@ from ..views import warn_derived
 STAGING_BYTES = 256 * 1024 * 1024
 RESERVATION_TTL_S = 600.0
 CLOSE_TIMEOUT_S = 30.0
+WATERMARKS = (0.02, 0.05)
 
 
 class Contract:
@@ -406,6 +415,7 @@ class Contract:
             present=tuple(self._to_hashes(outcome.present)),
             rejected=dict(zip(self._to_hashes(rejected), rejected.values(), strict=True)),
             evicted=tuple(self._to_hashes(outcome.evicted)),
+            waited_s=outcome.waited_s,
         )
 
     def _sees(self, key: Key) -> bool:
@@ -430,8 +440,14 @@ class Manager(Contract):
         promote_threshold: int | None = None,
         close_timeout_s: float = CLOSE_TIMEOUT_S,
         cold_admission: str = "all",
+        watermarks: tuple[float, float] = WATERMARKS,
+        when_full: str = "wait",
+        write_policy: str = "back",
     ) -> None:
-        check_cold_admission(cold_admission)
+        check_choice("cold_admission", cold_admission, COLD_ADMISSIONS)
+        check_choice("when_full", when_full, WHEN_FULL)
+        check_choice("write_policy", write_policy, WRITE_POLICIES)
+        check_watermarks(watermarks)
         if cold_admission == "likely" and not isinstance(policy, ForecastingPolicy):
             raise ConfigError(
                 "cold_admission='likely' needs a policy that forecasts, as policy='weighted' does"
@@ -449,6 +465,9 @@ class Manager(Contract):
             promote_threshold=promote_threshold,
             close_timeout_s=close_timeout_s,
             cold_admission=cold_admission,
+            watermarks=watermarks,
+            may_wait=when_full == "wait",
+            writes_through=write_policy == "through",
         )
         super().__init__(Core(type(self).__name__, tiers, policy, options), None)
 

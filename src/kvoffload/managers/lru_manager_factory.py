@@ -131,5 +131,8 @@ class LRUManagerFactory:
             staging_bytes=settings.staging_bytes,
             reservation_ttl_s=settings.reservation_ttl_s,
             cold_admission=settings.cold_admission,
+            watermarks=settings.watermarks,
+            when_full=settings.when_full,
+            write_policy=settings.write_policy,
             close_timeout_s=settings.close_timeout_s,
         )

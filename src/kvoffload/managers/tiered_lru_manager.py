@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from ..policy.lru import LRUPolicy
 from ..types import Clock, Tier
-from .contract import CLOSE_TIMEOUT_S, RESERVATION_TTL_S, STAGING_BYTES, Manager
+from .contract import CLOSE_TIMEOUT_S, RESERVATION_TTL_S, STAGING_BYTES, WATERMARKS, Manager
 
 
 class TieredLRUManager(Manager):
@@ -22,6 +22,13 @@ class TieredLRUManager(Manager):
         namespace: Isolation domain that is part of every key.
         staging_bytes: Budget of the buffers for blocks that have no address of their own.
         reservation_ttl_s: Seconds until a two-phase holder that never completes is given up.
+        watermarks: Shares of the slots of a tier above another. Where fewer are free than the
+            first, the coldest blocks are moved down in the background until as many are free as
+            the second, so that a store seldom waits for a lower tier. `(0, 0)` for never.
+        when_full: What a store does that needs room in a lower tier nevertheless: `"wait"` (its
+            result says for how long), or `"reject"` (`RejectReason.THROTTLED`).
+        write_policy: `"back"` writes a block to disk when it leaves memory, and at `flush` and
+            close; `"through"` also before the `store` returns that brings it.
         clock: Time; tests inject `kvoffload.testing.ManualClock`.
         close_timeout_s: Seconds for draining and flushing at close, and as much for the tiers.
 
@@ -39,6 +46,9 @@ class TieredLRUManager(Manager):
         namespace: str = "",
         staging_bytes: int = STAGING_BYTES,
         reservation_ttl_s: float = RESERVATION_TTL_S,
+        watermarks: tuple[float, float] = WATERMARKS,
+        when_full: str = "wait",
+        write_policy: str = "back",
         clock: Clock | None = None,
         close_timeout_s: float = CLOSE_TIMEOUT_S,
     ) -> None:
@@ -51,4 +61,7 @@ class TieredLRUManager(Manager):
             clock=clock,
             promote_threshold=promote_threshold,
             close_timeout_s=close_timeout_s,
+            watermarks=watermarks,
+            when_full=when_full,
+            write_policy=write_policy,
         )

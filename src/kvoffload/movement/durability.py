@@ -37,6 +37,23 @@ class Durability:
         """
         return await self._jobs.start(lambda _: self._flush(make_room)).result()
 
+    async def write_through(self, entries: Sequence[BlockEntry], evicted: list[Key]) -> None:
+        """Copy blocks that were just stored to the persistent tier, as far as it takes them.
+
+        The keys of colder blocks that gave way are appended to `evicted`. Cancelled, it goes on.
+        """
+        levels = self._index.levels
+        persistent = [level for level in levels if level.tier.persistent]
+        if not persistent:
+            return
+        level = persistent[-1]
+        if level.number and self._room.spares(level.number):
+            worth = self._room.worth_writing(entries)
+            entries = [entry for entry in entries if entry in worth]
+        entries = [entry for entry in entries if not self._is_durable(entry)]
+        if entries:
+            await self._jobs.start(lambda _: self._write_through(level, entries, evicted)).result()
+
     async def erase(self, keys: Sequence[Key] | None) -> None:
         """Make persistent tiers forget what they still show of blocks (of any) that left.
 
@@ -95,7 +112,16 @@ class Durability:
             index.count("evictions", keys)
         return volatile[: level.slots.free]
 
-    async def _copy_down(self, level: Level, entries: Sequence[BlockEntry]) -> None:
+    async def _write_through(
+        self, level: Level, entries: Sequence[BlockEntry], evicted: list[Key]
+    ) -> None:
+        for start in range(0, len(entries), FLUSH_BATCH_BLOCKS):
+            await self._copy_down(level, entries[start : start + FLUSH_BATCH_BLOCKS], evicted)
+
+    async def _copy_down(
+        self, level: Level, entries: Sequence[BlockEntry], evicted: list[Key] | None = None
+    ) -> None:
+        """Copy blocks down to free slots, or with `evicted` to those of what gives way too."""
         index = self._index
         # Another task may have evicted or moved some while the batch before was written.
         entries = [
@@ -105,7 +131,10 @@ class Durability:
             and entry.move is None
             and not self._is_durable(entry)
         ]
-        slots = level.slots.take(len(entries))
+        if evicted is None:
+            slots = level.slots.take(len(entries))
+        else:
+            slots = self._room.take_for_copies(level.number, len(entries), evicted)
         entries = entries[: len(slots)]
         index.begin_transfer(entries)
         for entry in entries:

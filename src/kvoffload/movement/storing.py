@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from time import monotonic
 
 from ..blocks import BlockEntry, Grant, Move
 from ..copying import INLINE_COPY_BYTES
@@ -25,6 +26,7 @@ class Stored:
     stored: list[BlockEntry] = field(default_factory=list)
     rejected: dict[Key, RejectReason] = field(default_factory=dict)
     evicted: list[Key] = field(default_factory=list)
+    waited_s: float = 0.0
 
 
 @dataclass(slots=True)
@@ -45,7 +47,11 @@ class Plan:
 class Storing:
     """Stores new blocks; the moves of all movement run through here."""
 
-    def __init__(self, index: Index, room: Room, transfer: Transfer, jobs: Jobs) -> None:
+    def __init__(
+        self, index: Index, room: Room, transfer: Transfer, jobs: Jobs, *, may_wait: bool = True
+    ) -> None:
+        """Take the parts, and whether a store may wait for a lower tier."""
+        self._may_wait = may_wait
         self._index = index
         self._room = room
         self._transfer = transfer
@@ -187,18 +193,27 @@ class Storing:
         wanted: dict[int, list[BlockEntry]] = {}
         keys = [entry.key for entry in entries]
         places = self._room.place(keys, len(named), named.chain, named.retention)
+        waits = False
         for entry, place in zip(entries, places, strict=True):
             if isinstance(place, RejectReason):
-                plan.unplaced.append((entry, place))
+                plan.unplaced.append((entry, self._reason(place)))
+                continue
+            # A chain has no use for what comes after a block that isn't there.
+            waits = waits or not (self._may_wait or self._is_near(place))
+            if waits:
+                plan.unplaced.append((entry, RejectReason.THROTTLED))
             else:
                 wanted.setdefault(place, []).append(entry)
         try:
             # The deepest first: what the chain spills down comes before what it pushes down.
             for number in sorted(wanted, reverse=True):
                 group = wanted[number]
-                grants = self._room.make_room(number, len(group), plan.moves, evicted)
+                grants = self._room.make_room(
+                    number, len(group), plan.moves, evicted, may_wait=self._may_wait
+                )
                 plan.granted += zip(group, [number] * len(group), grants, strict=False)
-                plan.unplaced += [(entry, RejectReason.PINNED) for entry in group[len(grants) :]]
+                reason = RejectReason.PINNED if self._may_wait else RejectReason.THROTTLED
+                plan.unplaced += [(entry, reason) for entry in group[len(grants) :]]
         except BaseException:
             # A policy that raises: what was planned so far is undone.
             for move in plan.moves:
@@ -208,10 +223,19 @@ class Storing:
             raise
         return plan
 
+    def _is_near(self, number: int) -> bool:
+        """Tell whether blocks of a level are stored without waiting for a lower tier."""
+        return not number or self._index.levels[number].tier.addressable
+
+    def _reason(self, reason: RejectReason) -> RejectReason:
+        """Return why a block has no place: room may be on its way, and not to be waited for."""
+        on_its_way = reason is RejectReason.PINNED and self._moving and not self._may_wait
+        return RejectReason.THROTTLED if on_its_way else reason
+
     def _is_instant(self, plan: Plan) -> bool:
         """Whether a plan needs neither I/O nor a copy beyond what the loop may be held for."""
         levels = self._index.levels
-        if plan.unplaced and self._moving:
+        if plan.unplaced and self._moving and self._may_wait:
             return False  # room is on its way
         total = sum([entry.size for entry, _, _ in plan.granted])
         total += sum([move.entry.size for move in plan.moves])
@@ -269,22 +293,30 @@ class Storing:
         order = [entry for entry, _, _ in plan.granted] + [entry for entry, _ in plan.unplaced]
         rank = {entry.key: number for number, entry in enumerate(order)}
         while True:
-            await self.run_moves(plan.moves, outcome.evicted, named)
+            await self._wait_for_moves(plan.moves, outcome, named)
             got, missed = self._take_granted(plan)
             for number, group in got.items():
                 placed.setdefault(number, []).extend(group)
             if job.abandoned:
                 return {}
-            if plan.unplaced and not self._moving:
+            if plan.unplaced and not (self._moving and self._may_wait):
                 self._reject(plan.unplaced, outcome)
                 plan.unplaced = []
             missed += [entry for entry, _ in plan.unplaced]
             if not missed:
                 return placed
             if plan.unplaced:
+                began = monotonic()
                 await self._index.changed.wait()
+                outcome.waited_s += monotonic() - began
             missed.sort(key=lambda entry: rank[entry.key])
             plan = self._plan(missed, outcome.evicted, named)
+
+    async def _wait_for_moves(self, moves: Sequence[Move], outcome: Stored, named: Named) -> None:
+        began = monotonic()
+        await self.run_moves(moves, outcome.evicted, named)
+        if not all(self._is_near(move.target[0]) for move in moves):
+            outcome.waited_s += monotonic() - began
 
     async def _write(
         self,
@@ -342,12 +374,14 @@ class Storing:
             while todo:
                 named.hold()
                 if index.levels[0].room < len(todo):
-                    if not self._moving:
+                    if not (self._moving and self._may_wait):
                         return False
                     await index.changed.wait()
                     continue
                 moves: list[Move] = []
-                grants = self._room.make_room(0, len(todo), moves, outcome.evicted)
+                grants = self._room.make_room(
+                    0, len(todo), moves, outcome.evicted, may_wait=self._may_wait
+                )
                 await self.run_moves(moves, outcome.evicted, named)
                 if len(grants) < len(todo):
                     self._room.release(0, grants)

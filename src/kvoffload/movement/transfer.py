@@ -57,11 +57,9 @@ class Transfer:
             self.copy_in_now(level, slots, payloads)
             return
         targets = self._slots_of(level, slots, payloads)
-        level.counters["queue_depth"] += len(slots)
-        try:
+        size = sum([payload.nbytes for payload in payloads])
+        with level.call(len(slots), size, self.index.clock, reads=False):
             await copy_on_thread(self._executor, targets, payloads)
-        finally:
-            level.counters["queue_depth"] -= len(slots)
         self.count_written(level, len(payloads), sum([data.nbytes for data in payloads]))
 
     def move_now(self, move: Move) -> None:
@@ -96,14 +94,13 @@ class Transfer:
         # The tail of a chain first: what is written last counts as the most recent after a crash.
         names = [self.canonical_key(key) for key in reversed(keys)]
         data = [payload.data for payload in reversed(payloads)]
-        level.counters["queue_depth"] += len(slots)
+        size = sum([payload.nbytes for payload in payloads])
         try:
-            async with self.claim(level, slots):
-                outcomes = (await level.tier.write(slots[::-1], data, names))[::-1]
+            with level.call(len(slots), size, self.index.clock, reads=False):
+                async with self.claim(level, slots):
+                    outcomes = (await level.tier.write(slots[::-1], data, names))[::-1]
         except Exception as exc:  # noqa: BLE001  # whatever a tier raises is its failure
             outcomes = [_wrapped(exc, level.tier, "write", key) for key in keys]
-        finally:
-            level.counters["queue_depth"] -= len(slots)
         good = [number for number, outcome in enumerate(outcomes) if outcome is None]
         for number, outcome in enumerate(outcomes):
             if outcome is not None:
@@ -145,18 +142,17 @@ class Transfer:
     ) -> list[TierError | None]:
         """Read slots of a tier into buffers of the payloads' sizes; an outcome each."""
         outcomes: list[TierError | None]
-        level.counters["queue_depth"] += len(slots)
+        size = sum([buffer.nbytes for buffer in into])
         try:
-            if level.tier.addressable:
-                sources = self._slots_of(level, slots, into)
-                await copy_on_thread(self._executor, into, sources)
-                outcomes = [None] * len(slots)
-            else:
-                outcomes = await level.tier.read(slots, [buffer.data for buffer in into])
+            with level.call(len(slots), size, self.index.clock, reads=True):
+                if level.tier.addressable:
+                    sources = self._slots_of(level, slots, into)
+                    await copy_on_thread(self._executor, into, sources)
+                    outcomes = [None] * len(slots)
+                else:
+                    outcomes = await level.tier.read(slots, [buffer.data for buffer in into])
         except Exception as exc:  # noqa: BLE001  # whatever a tier raises is its failure
             outcomes = [_wrapped(exc, level.tier, "read", key) for key in keys]
-        finally:
-            level.counters["queue_depth"] -= len(slots)
         for slot, buffer, key, outcome in zip(slots, into, keys, outcomes, strict=True):
             if outcome is None:
                 self.count_read(level, 1, buffer.nbytes)

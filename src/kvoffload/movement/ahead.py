@@ -1,0 +1,50 @@
+"""Working ahead: room is made before anybody waits for it."""
+
+from __future__ import annotations
+
+from ..blocks import Grant, Move
+from ..index import Index
+from ..jobs import Jobs
+from ..room import Room
+from ..types import Key
+from .storing import Storing
+
+ROUND_BYTES = 32 * 1024 * 1024
+"""Most bytes moved at a time: so few are pinned for it, and a close waits for."""
+
+
+class WorkingAhead:
+    """The background task that moves the coldest blocks down while there is room still.
+
+    Where fewer slots of a tier are free than its low watermark, as many blocks are moved to the
+    tiers below as it takes for the high one. What could be moved without waiting, for a copy of it
+    is below already, stays; so does what the tiers below would not take.
+    """
+
+    def __init__(self, index: Index, room: Room, storing: Storing, jobs: Jobs) -> None:
+        self._index = index
+        self._room = room
+        self._storing = storing
+        self._jobs = jobs
+
+    async def run(self) -> None:
+        """Make room whenever it is short, until cancelled."""
+        while True:
+            # In a job, which a close lets end: a move that is cut off loses its block.
+            if not await self._jobs.start(lambda _: self._make_round()).result():
+                await self._index.short.wait()
+
+    async def _make_round(self) -> bool:
+        """Move some blocks down, the lowest tiers first; say whether any was."""
+        levels = self._index.levels
+        most = max(1, ROUND_BYTES // levels[0].tier.block_bytes)
+        moved = False
+        for level in levels[-2::-1]:
+            moves: list[Move] = []
+            evicted: list[Key] = []
+            grants: list[Grant] = self._room.work_ahead(level.number, most, moves, evicted)
+            if moves:
+                await self._storing.run_moves(moves, evicted)
+                self._room.release(level.number, grants)
+                moved = moved or any(move.done for move in moves)
+        return moved
