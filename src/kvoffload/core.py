@@ -93,6 +93,8 @@ class Core:
         self._options = options
         self._staging = Staging(options.staging_bytes, self.block_bytes)
         self.prefetchers: list[Prefetcher] = []
+        self.read_ahead: Callable[[Sequence[Key]], Sequence[Key]] | None = None
+        """Given the blocks that a request hit, fetches some that it will want; returns them."""
         # Made when the manager is opened, for they run its tasks and threads.
         self.transfer: Transfer
         self.jobs: Jobs
@@ -141,6 +143,7 @@ class Core:
             ahead = WorkingAhead(self.index, self.room, self.storing, self.jobs)
             self.lifecycle.start(ahead.run)
         for prefetcher in self.prefetchers:
+            self.loading.on_demand.append(prefetcher.note_wanted)
             self.lifecycle.start(*[prefetcher.run] * prefetcher.workers)
 
     async def close(self) -> None:

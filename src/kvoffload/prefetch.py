@@ -12,7 +12,7 @@ from .index import Index
 from .types import Key
 
 QUEUE_BLOCKS = 4096
-"""Hinted blocks that wait at a time; further ones are dropped and counted."""
+"""Hinted blocks that wait at a time; beyond it the oldest are dropped and counted."""
 
 log = logging.getLogger("kvoffload")
 
@@ -49,21 +49,32 @@ class Prefetcher:
         """All that was hinted since the queue was empty: no victim of what is fetched for it."""
 
     def hint(self, keys: Sequence[Key]) -> int:
-        """Queue blocks that are wanted and not queued yet; return how many. Never waits."""
-        queued = 0
-        for key in dict.fromkeys(keys):
-            if key in self._queue or not self._wanted(key):
-                continue
-            if len(self._queue) >= QUEUE_BLOCKS:
-                self._index.count("prefetch_dropped", [key])
-            else:
-                self._queue[key] = None
-                queued += 1
-        if queued:
+        """Queue blocks that are wanted and not queued yet; return how many. Never waits.
+
+        Where the queue is full, older hints give way to newer ones, and of one that is longer than
+        it the end is left out.
+        """
+        queue = self._queue
+        new = [key for key in dict.fromkeys(keys) if key not in queue and self._wanted(key)]
+        dropped, new = new[QUEUE_BLOCKS:], new[:QUEUE_BLOCKS]
+        dropped += [
+            queue.popitem(last=False)[0] for _ in range(len(queue) + len(new) - QUEUE_BLOCKS)
+        ]
+        self._index.count("prefetch_dropped", dropped)
+        if new:
+            queue.update(dict.fromkeys(new))
             if len(self.hinted) < QUEUE_BLOCKS:
                 self.hinted.update(keys[:QUEUE_BLOCKS])
             self._wake.set()
-        return queued
+        return len(new)
+
+    def note_wanted(self, keys: Sequence[Key]) -> None:
+        """Note that somebody reads these now: hints of them come too late."""
+        if self._queue:
+            late = [key for key in keys if key in self._queue]
+            for key in late:
+                del self._queue[key]
+            self._index.count("prefetch_late", late)
 
     def cancel(self, keys: Sequence[Key]) -> int:
         """Take blocks back out of the queue; return how many. What is being fetched goes on."""

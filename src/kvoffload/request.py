@@ -46,6 +46,7 @@ class RequestScope:
         self._retention = retention
         self._to_result = to_result
         self._pinned: list[BlockEntry] = []
+        self._ahead: Sequence[Key] = ()
         self._entered = False
         self._ended = False
         self._hit = 0
@@ -92,6 +93,8 @@ class RequestScope:
             hit = await self._wait_for_pending(hit)
         self._hit = self._next = hit
         self._pin(self._keys[:hit])
+        if core.read_ahead is not None:
+            self._ahead = core.read_ahead(self._keys[:hit])
         index = core.index
         index.count("hits", self._keys[:hit])
         index.count("misses", self._keys[hit:])
@@ -107,6 +110,8 @@ class RequestScope:
         if self._ended:
             return
         self._ended = True
+        for prefetcher in self._core.prefetchers if self._ahead else ():
+            prefetcher.cancel(self._ahead)  # nobody will want them any more
         self._end()
 
     def plan(

@@ -227,3 +227,142 @@ class TestFromLowerTiers:
             await eventually(lambda: view.locate(["x"])[0].tier == "hot")
             assert kv.locate(["x"])[0].tier == "cold"
             assert view.get_stats().promotions == 1
+
+
+def tiered(cold: FaultyTier, *, hot: int = 100, lookahead: int = 4) -> AsyncLRUManager:
+    """Room is made ahead where fewer than 5 slots are free, until 10 are."""
+    return AsyncLRUManager(
+        hot=MemoryTier(hot, SIZE),
+        cold=cold,
+        policy="lru",
+        prefetch_lookahead=lookahead,
+        watermarks=(0.05, 0.1),
+        promote_threshold=1000,
+    )
+
+
+def chain(name: str, count: int) -> list[str]:
+    return [f"{name}{number}" for number in range(count)]
+
+
+async def put(kv: AsyncLRUManager, hashes: list[str]) -> None:
+    assert not (await kv.store(hashes, [payload_for(each, SIZE) for each in hashes])).rejected
+
+
+def tier_of(kv: AsyncLRUManager, block_hash: BlockHash) -> str | None:
+    return kv.locate([block_hash])[0].tier
+
+
+class TestBehindDemand:
+    async def test_newer_hints_push_out_older_ones(self) -> None:
+        """What was hinted long ago is needed no more; the head of a hint comes before its end."""
+        source = SlowSource()
+        async with PrefetchingLRUManager(
+            MemoryTier(1, SIZE), source=source, prefetch_lookahead=1
+        ) as kv:
+            kv.hint_prefetch(range(QUEUE_BLOCKS))
+            assert kv.hint_prefetch([-1, -2]) == 2
+            assert kv.get_stats().prefetch_dropped == 2
+            assert kv.hint_prefetch([0, 1, 2]) == 2  # the first two were dropped; 2 waits
+            assert kv.cancel_prefetch(range(-2, QUEUE_BLOCKS)) == QUEUE_BLOCKS
+
+    async def test_hints_wait_for_reads_that_somebody_waits_for(self) -> None:
+        cold = FaultyTier(RestartableTier(400, SIZE, name="cold"))
+        async with tiered(cold) as kv:
+            await put(kv, chain("a", 300))
+            far, near = chain("a", 300)[-1], chain("a", 300)[-2]
+            assert tier_of(kv, far) == tier_of(kv, near) == "cold"
+            with cold.hang("read") as hang:
+                async with anyio.create_task_group() as tasks:
+
+                    async def load() -> None:
+                        async with kv.load([near]):
+                            pass
+
+                    tasks.start_soon(load)
+                    await hang.entered.wait()
+                    await kv.evict(chain("a", 20))  # there is room
+                    kv.hint_prefetch([far])
+                    for _ in range(20):
+                        await anyio.lowlevel.checkpoint()
+                    assert kv.get_stats().tiers["cold"].queue_depth == 1
+                    hang.release()
+            await eventually(lambda: tier_of(kv, far) == "hot")
+
+    async def test_hints_take_no_room_that_stores_need(self) -> None:
+        """A hundred are hinted into a full tier: the low watermark stays free, nothing is lost."""
+        cold = FaultyTier(RestartableTier(400, SIZE, name="cold"))
+        async with tiered(cold, lookahead=16) as kv:
+            await put(kv, chain("a", 300))
+            hinted = chain("a", 300)[-100:]
+            kv.hint_prefetch(hinted)
+
+            def settled() -> bool:
+                stats = kv.get_stats()
+                came = sum(tier_of(kv, each) == "hot" for each in hinted)
+                return came + stats.prefetch_dropped + stats.prefetch_wasted >= 100
+
+            await eventually(settled)
+            stats = kv.get_stats()
+            assert stats.evictions == 0
+            assert stats.tiers["hot"].free_blocks >= 5
+            assert await kv.lookup(chain("a", 300)) == 300
+
+    async def test_what_comes_too_late_is_counted(self) -> None:
+        """Wanted while it still waits, and while it is being read; neither is read twice."""
+        cold = FaultyTier(RestartableTier(400, SIZE, name="cold"))
+        async with tiered(cold, lookahead=1) as kv:
+            await put(kv, chain("a", 300))
+            first, second = chain("a", 300)[-2:]
+            await kv.evict(chain("a", 20))
+            before = kv.get_stats().tiers["cold"].blocks_read
+            with cold.hang("read", times=1) as hang:
+                kv.hint_prefetch([first, second])
+                await hang.entered.wait()  # the first is being read
+                async with anyio.create_task_group() as tasks:
+
+                    async def load() -> None:
+                        async with kv.load([first, second]) as lease:
+                            assert bytes(lease[1]) == payload_for(second, SIZE)
+
+                    tasks.start_soon(load)
+                    await eventually(lambda: kv.get_stats().prefetch_late == 2)
+                    hang.release()
+            stats = kv.get_stats()
+            assert stats.tiers["cold"].blocks_read == before + 2
+            assert (stats.prefetch_issued, stats.prefetch_dropped) == (1, 0)
+            assert stats.prefetch_useful == stats.prefetch_wasted == 0
+
+    async def test_a_request_reads_ahead_without_a_hint(self) -> None:
+        """Its chain's head is in memory and the rest is not: so many blocks come by themselves."""
+        cold = FaultyTier(RestartableTier(400, SIZE, name="cold"))
+        async with tiered(cold) as kv:
+            hashes = chain("a", 200)
+            await put(kv, hashes)
+            await eventually(lambda: kv.get_stats().tiers["hot"].free_blocks >= 10)
+            at = [tier_of(kv, each) for each in hashes]
+            first = at.index("cold")
+            assert 0 < first < 190
+            async with kv.request(hashes) as request:
+                await eventually(lambda: tier_of(kv, hashes[first + 3]) == "hot")
+                assert tier_of(kv, hashes[first + 4]) == "cold"
+                async with request.load(first + 4) as lease:
+                    assert bytes(lease[-1]) == payload_for(hashes[first + 3], SIZE)
+            assert kv.get_stats().prefetch_useful == 4
+
+    async def test_a_request_that_is_gone_reads_nothing_ahead(self) -> None:
+        """It was cancelled before its turn came."""
+        cold = FaultyTier(RestartableTier(400, SIZE, name="cold"))
+        async with tiered(cold) as kv:
+            hashes = chain("a", 200)
+            await put(kv, hashes)
+            await eventually(lambda: kv.get_stats().tiers["hot"].free_blocks >= 10)
+            with cold.hang("read") as hang, anyio.CancelScope() as scope:
+                kv.hint_prefetch(hashes[-1:])
+                await hang.entered.wait()
+                async with kv.request(hashes):
+                    scope.cancel()
+                    await anyio.lowlevel.checkpoint()
+            await eventually(lambda: tier_of(kv, hashes[-1]) == "hot")
+            stats = kv.get_stats()
+            assert (stats.prefetch_issued, stats.prefetch_dropped) == (1, 4)

@@ -35,7 +35,9 @@ class AsyncLRUManager(Manager):
         remote: Last tier, shared.
         policy: `"weighted"`, `"lru"`, `"arc"`, `"s3fifo"`, `"fifo"`, or an `EvictionPolicy` of
             your own, one object a manager.
-        prefetch_lookahead: Hinted blocks that are read at a time.
+        prefetch_lookahead: Hinted blocks that are read at a time; and those that are read ahead
+            without a hint, where a request hits a chain whose head is in memory and the rest not,
+            and there is room that was made ahead.
         promote_threshold: Uses in a lower tier that promote a block to the hot one.
         namespace: Isolation domain that is part of every key.
         staging_bytes: Budget of the buffers for blocks that have no address of their own.
@@ -100,11 +102,14 @@ class AsyncLRUManager(Manager):
             workers=1,
         )
         self._core.prefetchers.append(self._prefetcher)
+        self._lookahead = prefetch_lookahead
+        self._core.read_ahead = self._read_ahead
 
     def hint_prefetch(self, block_hashes: Sequence[BlockHash]) -> int:
         """Queue blocks of lower tiers to be brought up in the background; return how many were.
 
-        Never waits. A full queue drops hints and counts them in `prefetch_dropped`.
+        Never waits. A full queue drops its oldest and counts them in `prefetch_dropped`. They are
+        read behind what somebody waits for, into room that stores can spare.
 
         Raises:
             TypeError: A hash is no `bytes`, `str` or `int`.
@@ -133,12 +138,29 @@ class AsyncLRUManager(Manager):
 
     # Inside
 
+    def _read_ahead(self, keys: Sequence[Key]) -> Sequence[Key]:
+        """Hint the first blocks of a chain that are not in memory, if its head is.
+
+        Nobody asked for it: so only into room that was made ahead.
+        """
+        ready, levels = self._core.index.ready, self._core.index.levels
+        if not (keys and levels[0].low) or levels[ready[keys[-1]].level].tier.addressable:
+            return ()
+        first = 0
+        while levels[ready[keys[first]].level].tier.addressable:
+            first += 1
+        ahead = keys[first : first + self._lookahead] if first else ()
+        self._prefetcher.hint(ahead)
+        return ahead
+
     def _is_below(self, key: Key) -> bool:
         entry = self._core.index.ready.get(key)
         return entry is not None and entry.level > 0
 
     async def _bring_up(self, keys: Sequence[Key]) -> Sequence[Key]:
         index = self._core.index
+        await self._core.loading.quiet()
+        keys = [key for key in keys if self._is_below(key)]  # of what is still there
         named = Named(index, tuple(self._prefetcher.hinted))
         await self._core.loading.promote([index.ready[key] for key in keys], named)
         return [key for key in keys if (entry := index.ready.get(key)) and entry.level == 0]

@@ -75,7 +75,7 @@ class PrefetchingLRUManager(Manager):
     def hint_prefetch(self, block_hashes: Sequence[BlockHash]) -> int:
         """Queue absent blocks to be fetched in the background; return how many were queued.
 
-        Never waits. A full queue drops hints and counts them in `prefetch_dropped`.
+        Never waits. A full queue drops its oldest and counts them in `prefetch_dropped`.
 
         Raises:
             TypeError: A hash is no `bytes`, `str` or `int`.

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import logging
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import anyio
 
@@ -30,6 +30,9 @@ from .transfer import Transfer
 
 log = logging.getLogger("kvoffload")
 
+HINT_PATIENCE_S = 1.0
+"""Seconds that a hint waits for room to be made ahead, until it is dropped."""
+
 
 class Flight:
     """One read under way, or its bytes in a staging buffer, for any number of callers.
@@ -41,13 +44,15 @@ class Flight:
         grant: Level and slot that the block is promoted to, where it is.
         landed: Set when the read is over.
         error: What went wrong; until the read succeeded, that it did not.
+        is_hinted: Nobody waits for it, it was hinted.
     """
 
-    __slots__ = ("entry", "error", "grant", "landed", "staged", "users")
+    __slots__ = ("entry", "error", "grant", "is_hinted", "landed", "staged", "users")
 
     def __init__(self, entry: BlockEntry, landed: anyio.Event, tier: str, users: int) -> None:
         self.entry = entry
         self.users = users
+        self.is_hinted = not users
         self.staged: int | None = None
         self.grant: tuple[int, Grant] | None = None
         self.landed = landed
@@ -83,6 +88,9 @@ class Loading:
         self._jobs = jobs
         self._promote_threshold = promote_threshold
         self._flights: dict[Key, Flight] = {}
+        self._demand = 0  # flights that somebody waited for from the start
+        self.on_demand: list[Callable[[Sequence[Key]], None]] = []
+        """Are told what somebody waits for, as its read begins."""
 
     @property
     def staging(self) -> Staging:
@@ -165,6 +173,11 @@ class Loading:
             if not flight.users and flight.landed.is_set():
                 self._retire(flight)
 
+    async def quiet(self) -> None:
+        """Wait until nothing is being read that somebody waits for."""
+        while self._demand:
+            await self._index.changed.wait()
+
     async def promote(self, entries: Sequence[BlockEntry], named: Named) -> None:
         """Bring blocks up into the hottest tier, as far as there is room; nobody waits for them.
 
@@ -191,6 +204,9 @@ class Loading:
             if flight is not None and flight.entry is entry:
                 flight.users += 1
                 mine[entry.key] = flight
+                if flight.is_hinted:
+                    flight.is_hinted = False
+                    self._index.count("prefetch_late", [entry.key])
                 continue
             rises = self._rises(entry)
             if rises or not self._index.levels[entry.level].tier.addressable:
@@ -205,6 +221,10 @@ class Loading:
             self.leave(mine)
             raise
         if fresh:
+            self._demand += len(fresh)
+            keys = [flight.entry.key for flight in fresh]
+            for tell in self.on_demand:
+                tell(keys)
             self._index.begin_transfer([flight.entry for flight in fresh])
             rising = [flight for flight in rising if flight.grant is None]
             self._jobs.start(lambda _: self._fly(fresh, rising))
@@ -296,6 +316,7 @@ class Loading:
             log.exception("reading %d blocks failed", len(flights))
             raise
         finally:
+            self._demand -= len(flights)
             self._land(flights)
         await self._erase_bad(flights)
 
@@ -305,7 +326,7 @@ class Loading:
         try:
             named.hold()
             try:
-                grants = await self._room_above(len(entries))
+                grants = await self._room_for_hints(len(entries))
             finally:
                 named.release()
             landed = anyio.Event()
@@ -317,12 +338,33 @@ class Loading:
             self._room.release(0, grants)
             self._index.begin_transfer([flight.entry for flight in flights])
             await self._read_all(flights)
-            came = [flight.entry.key for flight in flights if not flight.entry.level]
+            # What somebody joined meanwhile came too late to be useful.
+            came = [one.entry.key for one in flights if one.is_hinted and not one.entry.level]
             self._index.prefetched.update(came)
         finally:
             self._land(flights)
             self._index.end_transfer(entries)
         await self._erase_bad(flights)
+
+    async def _room_for_hints(self, count: int) -> list[Grant]:
+        """Get slots of the hottest tier that demand can spare.
+
+        Where room is made ahead, the low watermark is left to stores, and nothing gives way but
+        what was to be moved anyway.
+        """
+        index = self._index
+        level = index.levels[0]
+        if not level.low:
+            return await self._room_above(count)
+        spare = level.slots.free + len(level.copies) - level.low
+        if spare <= 0:
+            index.short.fire()
+            with anyio.move_on_after(HINT_PATIENCE_S):
+                while spare <= 0:
+                    await index.changed.wait()
+                    spare = level.slots.free + len(level.copies) - level.low
+        slots = self._room.take_now(0, max(0, min(count, spare)), [])
+        return [Grant(slot) for slot in slots]
 
     async def _room_above(self, count: int) -> list[Grant]:
         """Get slots of the hottest tier for blocks on their way up, as far as there are any."""
