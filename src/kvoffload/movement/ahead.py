@@ -11,6 +11,8 @@ from .storing import Storing
 
 ROUND_BYTES = 32 * 1024 * 1024
 """Most bytes moved at a time: so few are pinned for it, and a close waits for."""
+ROUND_BLOCKS = 64
+"""Most blocks: planning and publishing as many holds the event loop for a millisecond."""
 
 
 class WorkingAhead:
@@ -37,7 +39,7 @@ class WorkingAhead:
     async def _make_round(self) -> bool:
         """Move some blocks down, the lowest tiers first; say whether any was."""
         levels = self._index.levels
-        most = max(1, ROUND_BYTES // levels[0].tier.block_bytes)
+        most = max(1, min(ROUND_BLOCKS, ROUND_BYTES // levels[0].tier.block_bytes))
         moved = False
         for level in levels[-2::-1]:
             moves: list[Move] = []

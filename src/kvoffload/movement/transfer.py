@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import os
 from collections.abc import AsyncIterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import asynccontextmanager
@@ -14,11 +15,12 @@ from ..errors import TierError, TierTimeoutError
 from ..index import Index
 from ..keys import encode_key
 from ..levels import Level
+from ..scheduling import step_aside
 from ..types import ByteArray, Key, Tier, TierState
 from ..views import Staging
 
-COPY_THREADS = 2
-"""Threads for copies in memory: two saturate it, more only take the interpreter from the loop."""
+COPY_THREADS = max(1, min(2, (os.cpu_count() or 1) // 2))
+"""Threads for copies in memory: two saturate it, and one of two cores is the event loop's."""
 
 
 class Transfer:
@@ -28,7 +30,9 @@ class Transfer:
         self.index = index
         self.staging = staging
         self._namespace = namespace
-        self._executor = ThreadPoolExecutor(COPY_THREADS, thread_name_prefix="kvoffload-copy")
+        self._executor = ThreadPoolExecutor(
+            COPY_THREADS, thread_name_prefix="kvoffload-copy", initializer=step_aside
+        )
 
     def canonical_key(self, key: Key) -> bytes:
         """Return a block's key as it leaves the process."""

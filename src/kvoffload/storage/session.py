@@ -37,7 +37,7 @@ class Limits:
     """What a session may take, and for how long.
 
     Attributes:
-        io_threads: Most calls at once; `None` for what suits the way of doing I/O.
+        io_threads: Most calls at once; `None` for what suits the machine.
         io_timeout_s: Seconds that a file operation may take; `None` for any time.
         min_free_bytes: What must stay free on the file system.
         sync_always: Make everything durable before a call returns.
@@ -164,8 +164,6 @@ class Session:
             store.lock.acquire(self._tier)
             store.choose_io()
             self.direct = store.slabs.direct
-            if self._limits.io_threads is None:
-                self.threads.most = default_threads(direct=self.direct)
             recovered = recover(store, num_blocks)
             self._space = Space(
                 store.layer,
@@ -373,13 +371,13 @@ class Session:
         return self._store, self._blocks
 
 
-def default_threads(*, direct: bool = False) -> int:
-    """Return how many threads suit buffered or direct I/O.
+def default_threads() -> int:
+    """Return as many threads as there are cores, but two to four.
 
-    With direct I/O they wait for the disk and leave the processor to others; else they copy, and
-    more than there are cores hold the event loop up.
+    More would hold the event loop up: with direct I/O too, where they are no faster, for a large
+    batch is cut into pieces that keep a disk busy.
     """
-    return 4 if direct else min(4, os.cpu_count() or 1)
+    return max(2, min(4, os.cpu_count() or 1))
 
 
 def _collide(role: Role, drifting: Role, *, stuck: bool) -> bool:

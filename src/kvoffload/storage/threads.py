@@ -10,8 +10,8 @@ from concurrent.futures import Executor, Future
 from time import monotonic
 from typing import ParamSpec, TypeVar
 
+from ..scheduling import step_aside
 from .files import FileLayer
-from .scheduling import step_aside
 
 _P = ParamSpec("_P")
 _T = TypeVar("_T")

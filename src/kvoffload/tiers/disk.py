@@ -63,8 +63,7 @@ class DiskTier:
             above: `"auto"` where the file system takes it and slots are multiples of 4096 bytes
             (blocks of 32 KiB and more have such slots); `"on"`, or an error from `open`; `"off"`.
             Buffers at addresses and of sizes that are multiples of 4096 save a copy.
-        io_threads: Most calls at once; by default 4, or the number of cores if that is less and
-            I/O goes through the page cache.
+        io_threads: Most calls at once; by default as many as there are cores, but two to four.
         io_timeout_s: Seconds that one file operation may take; `None` for any time.
         min_free_bytes: Bytes that must stay free on the file system: no new slot is written where
             it would leave less.

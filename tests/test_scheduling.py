@@ -12,7 +12,7 @@ from typing import TypeVar
 
 import pytest
 
-from kvoffload.storage.scheduling import SLICE_S, step_aside
+from kvoffload.scheduling import SLICE_S, step_aside
 from kvoffload.storage.threads import Call, Threads
 
 _T = TypeVar("_T")
