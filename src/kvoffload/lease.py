@@ -10,7 +10,7 @@ from .core import Core
 from .errors import ClosedError
 from .movement.loading import Flight
 from .types import BlockHash, Key, Lease
-from .views import LentView, take_back, warn_derived
+from .views import Lent, lend, take_back, warn_derived
 
 
 class LeaseScope:
@@ -46,7 +46,7 @@ class LeaseScope:
         self._entries: list[BlockEntry] | None = None
         self._flights: dict[Key, Flight] = {}
         self._shown: list[BlockEntry] = []
-        self._lent: list[LentView] = []
+        self._lent: list[Lent] = []
         self._lease: Lease | None = None
 
     async def __aenter__(self) -> Lease:
@@ -79,17 +79,20 @@ class LeaseScope:
         warn_derived(self._end())
 
     def _show(self, entries: Sequence[BlockEntry]) -> Lease:
-        place_of = self._core.loading.place_of
-        flights = self._flights
-        lent = self._lent
+        levels = self._core.index.levels
+        flights, lent, shown = self._flights, self._lent, self._shown
         for entry in entries:
             flight = flights.get(entry.key) if flights else None
-            if flight is None or flight.staged is None:
+            if flight is not None and flight.staged is not None:
+                place = self._core.loading.place_of(entry, flight)
+                lent.append(lend(place.slots, place.show, place.slot, entry))
+            else:
                 entry.shown += 1
-                self._shown.append(entry)
-            lent.append(LentView(place_of(entry, flight), entry, writable=False))
-        self._core.loading.count_shown(self._shown)
-        self._lease = Lease(self._block_hashes, [one.view for one in lent])
+                shown.append(entry)
+                level = levels[entry.level]
+                lent.append(lend(level.slots, level.tier.view, entry.slot, entry))
+        self._core.loading.count_shown(shown)
+        self._lease = Lease(self._block_hashes, [one[0] for one in lent])
         return self._lease
 
     def _end(self) -> list[BlockHash]:
@@ -98,7 +101,6 @@ class LeaseScope:
             self._lease.end()
             self._lease = None
         derived = take_back(self._lent)
-        self._lent = []
         for entry in self._shown:
             entry.shown -= 1
         self._shown = []

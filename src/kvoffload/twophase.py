@@ -14,7 +14,7 @@ from .index import Index
 from .keys import show_hash
 from .movement.loading import Flight, Loading
 from .types import BlockHash, Clock, Key, Medium
-from .views import LentView, Place, take_back
+from .views import Lent, Place, lend, take_back
 
 log = logging.getLogger("kvoffload")
 
@@ -43,7 +43,7 @@ class TwoPhase:
         self._clock = clock
         self._ttl_s = ttl_s
         self._held: dict[Key, Hold] = {}
-        self._lent: dict[Key, list[LentView]] = {}
+        self._lent: dict[Key, list[Lent]] = {}
         self._staged: dict[Key, int] = {}
         # Blocks whose holder was given up, until when it may yet come back: a completion is of a
         # hash, and must not be taken for that of the next holder, which is still at work.
@@ -173,9 +173,9 @@ class TwoPhase:
                 "holder: prepare it again"
             )
         place = self.place_of_store(entry) if writable else self.place_of_load(entry)
-        lent = LentView(place, entry, writable=writable)
+        lent = lend(place.slots, place.show, place.slot, entry, writable=writable)
         self._lent.setdefault(entry.key, []).append(lent)
-        return lent.view
+        return lent[0]
 
     # Holders that never come back
 

@@ -7,11 +7,11 @@ still shows the slot, which then stays out of reuse until the array is gone.
 
 from __future__ import annotations
 
-import contextlib
 import warnings
 import weakref
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import TypeAlias
 
 from .aligned import aligned_empty
 from .blocks import BlockEntry
@@ -30,43 +30,38 @@ class Place:
     slot: int
 
 
-class LentView:
-    """One view given out, until it is taken back."""
-
-    __slots__ = ("_entry", "_exporter", "_place", "view")
-
-    def __init__(self, place: Place, entry: BlockEntry, *, writable: bool) -> None:
-        exporter = place.show(place.slot, entry.size)
-        view = exporter.data
-        self.view = view if writable else view.toreadonly()
-        self._entry = entry
-        self._place = place
-        self._exporter = weakref.ref(exporter)
-
-    @property
-    def block_hash(self) -> BlockHash:
-        """The block that it shows."""
-        return self._entry.block_hash
-
-    def take_back(self) -> bool:
-        """Make the view unusable; return whether something derived from it lives on."""
-        with contextlib.suppress(BufferError):  # an array over this very view holds the exporter
-            self.view.release()
-        self.view = RELEASED
-        exporter = self._exporter()
-        if exporter is None:
-            return False
-        self._place.slots.hold(self._place.slot, exporter, self._entry)
-        return True
+Lent: TypeAlias = tuple[memoryview, "weakref.ref[ByteArray]", Slots, int, BlockEntry]
+"""One view given out: with the array that it is over, the slot, and the block that it shows."""
 
 
-RELEASED = memoryview(b"")
-RELEASED.release()
+def lend(
+    slots: Slots,
+    show: Callable[[int, int], ByteArray],
+    slot: int,
+    entry: BlockEntry,
+    *,
+    writable: bool = False,
+) -> Lent:
+    """Make a view of a slot's block that can be taken back."""
+    exporter = show(slot, entry.size)
+    view = exporter.data
+    return view if writable else view.toreadonly(), weakref.ref(exporter), slots, slot, entry
 
 
-def take_back(lent: list[LentView]) -> list[BlockHash]:
-    """Take views back; return the blocks of which something derived lives on."""
-    return [one.block_hash for one in lent if one.take_back()]
+def take_back(lent: list[Lent]) -> list[BlockHash]:
+    """Make views unusable; return the blocks of which something derived lives on."""
+    derived: list[BlockHash] = []
+    for view, exporter_of, slots, slot, entry in lent:
+        try:  # noqa: SIM105  # a context manager takes as long as all the rest
+            view.release()
+        except BufferError:  # an array over this very view holds the exporter
+            pass
+        exporter = exporter_of()
+        if exporter is not None:
+            slots.hold(slot, exporter, entry)
+            derived.append(entry.block_hash)
+    lent.clear()
+    return derived
 
 
 def warn_derived(

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import logging
 from collections.abc import Callable, Sequence
+from operator import attrgetter
 
 import anyio
 
@@ -27,6 +28,8 @@ from ..types import BlockState, ByteArray, Key
 from ..views import Place, Staging
 from .storing import Storing
 from .transfer import Transfer
+
+_LEVEL = attrgetter("level")
 
 log = logging.getLogger("kvoffload")
 
@@ -103,6 +106,8 @@ class Loading:
         if len(levels) == 1 and levels[0].tier.addressable:
             return True
         flights = self._flights
+        if not flights and levels[0].tier.addressable and not any(map(_LEVEL, entries)):
+            return True
         rising = [entry for entry in dict.fromkeys(entries) if entry.level and self._rises(entry)]
         if rising and not self._rise_now(rising):
             return False
@@ -122,16 +127,14 @@ class Loading:
 
     def count_hits(self, entries: Sequence[BlockEntry]) -> None:
         """Count a hit of its tier for each block that a load found."""
-        if len(self._index.levels) == 1:
-            self._index.levels[0].counters["hits"] += len(entries)
-        else:
-            for entry in entries:
-                self._index.levels[entry.level].counters["hits"] += 1
+        for number, level in enumerate(self._index.levels):
+            level.counters["hits"] += sum([entry.level == number for entry in entries])
 
     def count_shown(self, entries: Sequence[BlockEntry]) -> None:
         """Count what is viewed in place as read from its tier."""
-        for entry in entries:
-            self._transfer.count_read(self._index.levels[entry.level], 1, entry.size)
+        for number, level in enumerate(self._index.levels):
+            sizes = [entry.size for entry in entries if entry.level == number]
+            self._transfer.count_read(level, len(sizes), sum(sizes))
 
     async def bring(
         self, entries: Sequence[BlockEntry], timeout_s: float | None

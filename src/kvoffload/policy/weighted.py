@@ -203,9 +203,8 @@ class WeightedPolicy:
             self._lru.unpinned(keys)
             return
         self._selected = None
-        for key in keys:
-            run = self._table.run_of(key)
-            if run is not None:
+        for run in dict.fromkeys(self._table.runs_of(keys)):
+            if run is not None and run.queue is None:
                 self._offer(run)
 
     def likely(self, keys: Sequence[Key]) -> list[Key]:

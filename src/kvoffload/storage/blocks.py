@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 
 from ..aligned import round_up
 from . import format as fmt
+from .os_errors import is_full
 from .slabs import SlotFiles
 from .vault import Vault
 
@@ -187,6 +188,13 @@ class Blocks:
         work.share([partial(write_group, group) for group in self._groups(good, payloads)])
         if work.given_up:
             return  # some payloads were not begun
+        # While several are at work, a file system that is nearly full may refuse one what another
+        # gives back a moment later.
+        refused = [i for i in good if is_full(results[i])]
+        for group in self._groups(refused, payloads):
+            if work.given_up:
+                return
+            write_group(group)
         whole = [i for i, result in enumerate(results) if result is None]
         records = {
             i: fmt.Record(
