@@ -185,12 +185,13 @@ class Blocks:
 
         good = [i for i, result in enumerate(results) if result is None]
         good.sort(key=slots.__getitem__)
-        work.share([partial(write_group, group) for group in self._groups(good, payloads)])
+        groups = list(self._groups(good, payloads))
+        work.share([partial(write_group, group) for group in groups])
         if work.given_up:
             return  # some payloads were not begun
         # While several are at work, a file system that is nearly full may refuse one what another
         # gives back a moment later.
-        refused = [i for i in good if is_full(results[i])]
+        refused = [i for i in good if is_full(results[i])] if len(groups) > 1 else []
         for group in self._groups(refused, payloads):
             if work.given_up:
                 return
