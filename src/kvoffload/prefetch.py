@@ -43,16 +43,16 @@ class Prefetcher:
         self._fetch = fetch
         self._batch_blocks = batch_blocks
         self.workers = workers
-        self._queue: OrderedDict[Key, None] = OrderedDict()
+        self._queue: OrderedDict[Key, bool] = OrderedDict()  # whether somebody asked for it
         self._wake = anyio.Event()
         self.hinted: set[Key] = set()
         """All that was hinted since the queue was empty: no victim of what is fetched for it."""
 
-    def hint(self, keys: Sequence[Key]) -> int:
+    def hint(self, keys: Sequence[Key], *, asked: bool = True) -> int:
         """Queue blocks that are wanted and not queued yet; return how many. Never waits.
 
         Where the queue is full, older hints give way to newer ones, and of one that is longer than
-        it the end is left out.
+        it the end is left out. One that nobody asked for can't be late.
         """
         queue = self._queue
         new = [key for key in dict.fromkeys(keys) if key not in queue and self._wanted(key)]
@@ -62,7 +62,7 @@ class Prefetcher:
         ]
         self._index.count("prefetch_dropped", dropped)
         if new:
-            queue.update(dict.fromkeys(new))
+            queue.update(dict.fromkeys(new, asked))
             if len(self.hinted) < QUEUE_BLOCKS:
                 self.hinted.update(keys[:QUEUE_BLOCKS])
             self._wake.set()
@@ -71,9 +71,7 @@ class Prefetcher:
     def note_wanted(self, keys: Sequence[Key]) -> None:
         """Note that somebody reads these now: hints of them come too late."""
         if self._queue:
-            late = [key for key in keys if key in self._queue]
-            for key in late:
-                del self._queue[key]
+            late = [key for key in keys if self._queue.pop(key, False)]
             self._index.count("prefetch_late", late)
 
     def cancel(self, keys: Sequence[Key]) -> int:

@@ -150,7 +150,7 @@ class AsyncLRUManager(Manager):
         while levels[ready[keys[first]].level].tier.addressable:
             first += 1
         ahead = keys[first : first + self._lookahead] if first else ()
-        self._prefetcher.hint(ahead)
+        self._prefetcher.hint(ahead, asked=False)
         return ahead
 
     def _is_below(self, key: Key) -> bool:
