@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Iterable, Sequence, Sized
+from functools import lru_cache
 
 import numpy as np
 from numpy.typing import NDArray
@@ -106,13 +107,19 @@ def check_hashes(block_hashes: Iterable[BlockHash]) -> Sequence[BlockHash]:
     return block_hashes
 
 
+@lru_cache(1024)
+def _room_for_hash(namespace: str) -> int:
+    """Return how many bytes a hash may have in a key of this namespace."""
+    return MAX_KEY_BYTES - len(encode_key("", namespace))
+
+
 def check_key_lengths(block_hashes: Sequence[BlockHash], namespace: str) -> None:
     """Check that each hash has a canonical key.
 
     Raises:
         ConfigError: The key would be longer than `MAX_KEY_BYTES`.
     """
-    room = MAX_KEY_BYTES - len(encode_key("", namespace))
+    room = _room_for_hash(namespace)
     try:
         # A character has at most four bytes, so this settles nearly every call in one pass in C.
         if 4 * max(map(len, block_hashes), default=0) <= room:  # type: ignore[arg-type]  # see below

@@ -30,6 +30,7 @@ from .storing import Storing
 from .transfer import Transfer
 
 _LEVEL = attrgetter("level")
+_SIZE = attrgetter("size")
 
 log = logging.getLogger("kvoffload")
 
@@ -127,14 +128,21 @@ class Loading:
 
     def count_hits(self, entries: Sequence[BlockEntry]) -> None:
         """Count a hit of its tier for each block that a load found."""
-        for number, level in enumerate(self._index.levels):
-            level.counters["hits"] += sum([entry.level == number for entry in entries])
+        levels = self._index.levels
+        if not any(map(_LEVEL, entries)):
+            levels[0].counters["hits"] += len(entries)
+        else:
+            for entry in entries:
+                levels[entry.level].counters["hits"] += 1
 
     def count_shown(self, entries: Sequence[BlockEntry]) -> None:
         """Count what is viewed in place as read from its tier."""
-        for number, level in enumerate(self._index.levels):
-            sizes = [entry.size for entry in entries if entry.level == number]
-            self._transfer.count_read(level, len(sizes), sum(sizes))
+        levels = self._index.levels
+        if not any(map(_LEVEL, entries)):
+            self._transfer.count_read(levels[0], len(entries), sum(map(_SIZE, entries)))
+        else:
+            for entry in entries:
+                self._transfer.count_read(levels[entry.level], 1, entry.size)
 
     async def bring(
         self, entries: Sequence[BlockEntry], timeout_s: float | None
