@@ -99,7 +99,9 @@ class ReturnLaw:
         self._cohorts: deque[dict[int, float]] = deque([{}])  # of this epoch and those before
         self._requests = 0
         self._worth: list[list[float]] = []
-        self._share: list[list[float]] = []
+        # Of each bin, the share that is used again from there on, by rows; and each class's row.
+        self._returning = np.zeros((0, NUM_BINS))
+        self._row_of = np.zeros(0, np.int64)
 
     @property
     def num_classes(self) -> int:
@@ -118,7 +120,6 @@ class ReturnLaw:
         self._reused = np.concatenate([self._reused, nothing])
         self._reached = np.concatenate([self._reached, nothing])
         self._worth += [[1.0] * len(WORTH_AGES)] * num_classes
-        self._share += [[0.0] * len(WORTH_AGES)] * num_classes
         if self.lessons:
             self._judge()
         return first
@@ -132,7 +133,11 @@ class ReturnLaw:
 
     def share(self, use_class: int, step: int) -> float:
         """Return the share that is used again at all, from this step of age on; 0 to 1."""
-        return self._share[use_class][step]
+        if not self.lessons:
+            return 0.0
+        lower, share = int(_STEPS_IN_BINS[0][step]), float(_STEPS_IN_BINS[1][step])
+        row = self._returning[self._row_of[use_class]]
+        return float(row[lower] * (1 - share) + row[min(lower + 1, NUM_BINS - 1)] * share)
 
     def note_use(self, use_class: int, blocks: int) -> None:
         """Note that so many blocks were used, and belong to this class from now on."""
@@ -217,7 +222,7 @@ class ReturnLaw:
         row_of = self._groups.copy()
         row_of[known] = np.arange(len(by_group), len(hazards))
         self._worth = _by_class(worth, row_of)
-        self._share = _by_class(1 - unused, row_of)
+        self._returning, self._row_of = 1 - unused, row_of
 
 
 def _by_class(by_bin: NDArray[np.float64], row_of: NDArray[np.int64]) -> list[list[float]]:
