@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Awaitable, Callable, Iterable, Sequence
+from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 
@@ -223,19 +223,29 @@ class Core:
             TierError: A tier could not erase some; they left, but may come back after a restart.
         """
         await self.wait_for_transfers(keys)
-        entries = self._drop(keys)
+        entries = self._drop(self._entries_of(keys))
         await self.durability.erase(keys)
         return entries
 
-    def forget(self, keys: Sequence[Key]) -> None:
+    async def forget(self, keys: Sequence[Key]) -> list[BlockEntry]:
+        """Remove the end of a chain that no other shares, for good; return what left.
+
+        Blocks on their way between tiers are waited for; what is used meanwhile stays.
+
+        Raises:
+            TierError: A tier could not erase some; they left, but may come back after a restart.
+        """
+        return await self._drop_unused(self._uses_of_own_end(keys))
+
+    def forget_soon(self, keys: Sequence[Key]) -> None:
         """Remove the end of a chain that no other shares; what takes I/O goes on behind."""
         if self.lifecycle.phase is not Phase.OPEN:
             return
-        index = self.index
-        own = index.own_end(keys)
-        self._drop(own)
-        if any(key in index.ready for key in own) or index.stale(own):
-            self.jobs.start(lambda _: self._forget(own))
+        uses = self._uses_of_own_end(keys)
+        self._drop(uses)
+        waiting = any(entry.busy for entry in uses)
+        if waiting or self.index.stale([entry.key for entry in uses]):
+            self.jobs.start(lambda _: self._forget(uses))
 
     async def wait_for_transfers(self, keys: Sequence[Key]) -> None:
         """Wait for transfers of the manager's own, where nothing else pins these blocks."""
@@ -331,16 +341,33 @@ class Core:
         counters = index.counters.get(namespace) or new_counters()
         return ManagerStats(**counters, pending=pending, pinned=pinned, tiers=mine)
 
-    def _drop(self, keys: Iterable[Key]) -> list[BlockEntry]:
-        index = self.index
-        found = [index.ready[key] for key in dict.fromkeys(keys) if key in index.ready]
-        entries = [entry for entry in found if not entry.pin_count]
-        index.drop(entries)
-        return entries
+    def _entries_of(self, keys: Iterable[Key]) -> list[BlockEntry]:
+        ready = self.index.ready
+        return [ready[key] for key in dict.fromkeys(keys) if key in ready]
 
-    async def _forget(self, keys: Sequence[Key]) -> None:
+    def _uses_of_own_end(self, keys: Sequence[Key]) -> dict[BlockEntry, int]:
+        """Return the blocks of a chain that no other shares, with how often each was used."""
+        own = self._entries_of(self.index.own_end(keys))
+        return {entry: entry.access_count for entry in own}
+
+    def _drop(self, entries: Iterable[BlockEntry]) -> list[BlockEntry]:
+        """Remove those of the blocks that are there still, and not pinned; return them."""
+        ready = self.index.ready
+        left = [each for each in entries if ready.get(each.key) is each and not each.pin_count]
+        self.index.drop(left)
+        return left
+
+    async def _drop_unused(self, uses: Mapping[BlockEntry, int]) -> list[BlockEntry]:
+        """Remove blocks for good, once they are not on their way, that were not used since."""
+        while any(0 < entry.busy == entry.pin_count for entry in uses):
+            await self.index.changed.wait()
+        left = self._drop(entry for entry, count in uses.items() if entry.access_count == count)
+        await self.durability.erase([entry.key for entry in uses])
+        return left
+
+    async def _forget(self, uses: Mapping[BlockEntry, int]) -> None:
         try:
-            await self.evict(keys)
+            await self._drop_unused(uses)
         except TierError as exc:  # an event and a counter tell; nobody waits
             log.warning("blocks of a session that is over may come back after a restart: %s", exc)
 

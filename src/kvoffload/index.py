@@ -374,6 +374,7 @@ class Index:
         """Remove a pinned block whose bytes are bad; its slot is free with the last pin."""
         level = self.levels[entry.level]
         self._give_copies_back(entry)
+        self.prefetched.discard(entry.key)
         self.pinned.discard(entry.key)
         level.stuck -= 1
         del self.ready[entry.key]

@@ -23,6 +23,7 @@ class Level:
         "copies",
         "counters",
         "high",
+        "is_short",
         "low",
         "meter",
         "number",
@@ -58,6 +59,7 @@ class Level:
         self.state = TierState.SERVING
         # Free slots below which room is made ahead, and how many there are to be then.
         self.low = self.high = 0
+        self.is_short = False  # fewer were, and more are being made
         self.meter = Meter()
         self.reading = 0  # bytes that are being read now
         # Calls of the tier that are not back yet, oldest first: bytes, and since when.

@@ -27,6 +27,7 @@ class Prefetcher:
             raise: that costs the batch.
         batch_blocks: Most blocks given to one `fetch`.
         workers: Batches fetched at a time.
+        may_fetch: Waits until a batch may be fetched; false where all that is queued is dropped.
     """
 
     def __init__(
@@ -37,24 +38,29 @@ class Prefetcher:
         *,
         batch_blocks: int,
         workers: int,
+        may_fetch: Callable[[], Awaitable[bool]] | None = None,
     ) -> None:
         self._index = index
         self._wanted = wanted
         self._fetch = fetch
+        self._may_fetch = _at_once if may_fetch is None else may_fetch
         self._batch_blocks = batch_blocks
         self.workers = workers
         self._queue: OrderedDict[Key, bool] = OrderedDict()  # whether somebody asked for it
+        self._fetching: dict[Key, bool] = {}
         self._wake = anyio.Event()
         self.hinted: set[Key] = set()
         """All that was hinted since the queue was empty: no victim of what is fetched for it."""
 
-    def hint(self, keys: Sequence[Key], *, asked: bool = True) -> int:
-        """Queue blocks that are wanted and not queued yet; return how many. Never waits.
+    def hint(self, keys: Sequence[Key], *, asked: bool = True) -> list[Key]:
+        """Queue blocks that are wanted and not queued yet; return them. Never waits.
 
         Where the queue is full, older hints give way to newer ones, and of one that is longer than
         it the end is left out. One that nobody asked for can't be late.
         """
         queue = self._queue
+        if asked:
+            queue.update((key, True) for key in keys if key in queue)
         new = [key for key in dict.fromkeys(keys) if key not in queue and self._wanted(key)]
         dropped, new = new[QUEUE_BLOCKS:], new[:QUEUE_BLOCKS]
         dropped += [
@@ -66,17 +72,24 @@ class Prefetcher:
             if len(self.hinted) < QUEUE_BLOCKS:
                 self.hinted.update(keys[:QUEUE_BLOCKS])
             self._wake.set()
-        return len(new)
+        return new
 
     def note_wanted(self, keys: Sequence[Key]) -> None:
         """Note that somebody reads these now: hints of them come too late."""
-        if self._queue:
-            late = [key for key in keys if self._queue.pop(key, False)]
-            self._index.count("prefetch_late", late)
+        for waiting in (self._queue, self._fetching):
+            if waiting:
+                late = [key for key in keys if waiting.pop(key, False)]
+                self._index.count("prefetch_late", late)
 
-    def cancel(self, keys: Sequence[Key]) -> int:
-        """Take blocks back out of the queue; return how many. What is being fetched goes on."""
-        cancelled = [key for key in dict.fromkeys(keys) if key in self._queue]
+    def cancel(self, keys: Sequence[Key], *, asked: bool = True) -> int:
+        """Take blocks back out of the queue; return how many. What is being fetched goes on.
+
+        Unless `asked`, only those that nobody asked for.
+        """
+        queue = self._queue
+        cancelled = [
+            key for key in dict.fromkeys(keys) if key in queue and (asked or not queue[key])
+        ]
         for key in cancelled:
             del self._queue[key]
         self._index.count("prefetch_dropped", cancelled)
@@ -90,9 +103,17 @@ class Prefetcher:
                 if self._wake.is_set():
                     self._wake = anyio.Event()
                 await self._wake.wait()
+            if not await self._may_fetch():
+                self.cancel(list(self._queue))
+                continue
             size = min(self._batch_blocks, len(self._queue))
-            batch = [self._queue.popitem(last=False)[0] for _ in range(size)]
-            await self._fetch_batch([key for key in batch if self._wanted(key)])
+            batch = dict(self._queue.popitem(last=False) for _ in range(size))
+            self._fetching |= batch
+            try:
+                await self._fetch_batch([key for key in batch if self._wanted(key)])
+            finally:
+                for key in batch:
+                    self._fetching.pop(key, None)
 
     async def _fetch_batch(self, batch: Sequence[Key]) -> None:
         if not batch:
@@ -105,3 +126,7 @@ class Prefetcher:
         except Exception as exc:  # noqa: BLE001  # a hint must not end the task that runs hints
             log.warning("prefetching %d blocks failed: %r", len(batch), exc)
         index.count("prefetch_dropped", [key for key in batch if key not in came])
+
+
+async def _at_once() -> bool:
+    return True

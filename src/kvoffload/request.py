@@ -111,7 +111,7 @@ class RequestScope:
             return
         self._ended = True
         for prefetcher in self._core.prefetchers if self._ahead else ():
-            prefetcher.cancel(self._ahead)  # nobody will want them any more
+            prefetcher.cancel(self._ahead, asked=False)  # nobody will want them any more
         self._end()
 
     def plan(
@@ -139,9 +139,10 @@ class RequestScope:
         if deadline_s is not None:
             check_seconds("deadline_s", deadline_s)
         index = self._core.index
+        there = index.prefix_hit(self._keys[: self._hit])  # one may have turned out to be damaged
         return plan_load(
             index.levels,
-            [index.ready[key] for key in self._keys[: self._hit]],
+            [index.ready[key] for key in self._keys[:there]],
             block_s=block_tokens / tokens_per_s,
             deadline_s=deadline_s,
         )
@@ -218,11 +219,13 @@ class RequestScope:
     def _end(self) -> None:
         """Count the one use, unpin, and free what is said to be over."""
         keys = list(dict.fromkeys(self._keys))
-        self._core.index.use(keys, self._retention)
-        self._core.index.unpin(self._pinned)
-        self._pinned = []
+        try:
+            self._core.index.use(keys, self._retention)
+        finally:  # a policy of the user's may raise
+            pinned, self._pinned = self._pinned, []
+            self._core.index.unpin(pinned)
         if self._retention is not None and self._retention.is_over:
-            self._core.forget(keys)
+            self._core.forget_soon(keys)
 
     def _pin(self, keys: Sequence[Key]) -> None:
         entries = [self._core.index.ready[key] for key in keys]

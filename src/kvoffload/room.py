@@ -87,6 +87,7 @@ class Room:
         """See what each tier can do now, and tell of changes."""
         for level in self._index.levels:
             if level.look():
+                self._index.short.fire()  # what it could not take a moment ago, it may take now
                 tier = level.tier
                 self._index.events.tell_state(level.state.value, tier=tier.name, medium=tier.medium)
 
@@ -122,7 +123,11 @@ class Room:
             return []
         slots = level.slots.take(count)
         if len(slots) < count and number + 1 == len(self._index.levels):
-            victims = self._victims(level, count - len(slots))
+            try:
+                victims = self._victims(level, count - len(slots))
+            except BaseException:
+                level.slots.give_back(slots)
+                raise
             evicted += victims
             slots += self._index.evict(level, victims)
         if len(slots) < count:
@@ -183,29 +188,68 @@ class Room:
             down = down[short:]
         return grants + self._begin_moves(down[: len(below)], below, moves)
 
+    def has_now(self, number: int, count: int) -> bool:
+        """Tell whether `make_room` finds so many slots without waiting; changes nothing."""
+        level = self._index.levels[number]
+        missing = count - level.slots.free - len(level.copies)
+        if missing <= 0 or number + 1 == len(self._index.levels):
+            return True
+        victims = self._victims(level, missing)
+        moved = len(self._to_be_moved(number, [self._index.ready[key] for key in victims]))
+        below = [lower for lower in self._index.levels[number + 1 :] if lower.tier.addressable]
+        free = sum(lower.slots.free + len(lower.copies) for lower in below)
+        return len(victims) == missing and moved <= free
+
+    def has_spare(self, number: int) -> bool:
+        """Tell whether `take_spare` finds a slot; changes nothing."""
+        level = self._index.levels[number]
+        if level.slots.free + len(level.copies) > level.low:
+            return True
+        coldest = [self._index.ready[key] for key in self._victims(level, 1)]
+        return len(self._to_be_moved(number, coldest)) < len(coldest)
+
+    def take_spare(self, number: int, count: int, evicted: list[Key]) -> list[int]:
+        """Get up to `count` slots of a level that nobody has to wait for, and stores can spare.
+
+        Free ones above the low watermark, and those of its coldest blocks that give way at once.
+        """
+        level = self._index.levels[number]
+        spare = level.slots.free + len(level.copies) - level.low
+        slots = self.take_now(number, max(0, min(count, spare)), evicted)
+        victims = self._victims(level, count - len(slots))
+        cold = [self._index.ready[key] for key in victims]
+        moved = set(self._to_be_moved(number, cold))
+        for entry in cold:
+            if entry in moved:
+                continue
+            if entry.copies:
+                slots.append(self._index.fall_back(entry))
+            else:
+                self._index.count("spared", [entry.key])
+                evicted.append(entry.key)
+                slots += self._index.evict(level, [entry.key])
+        return slots
+
     def work_ahead(
         self, number: int, most: int, moves: list[Move], evicted: list[Key]
     ) -> list[Grant]:
         """Begin to move the coldest blocks of a level down, so that slots of it become free.
 
-        As many as the high watermark takes, and at most so many, where fewer slots are free than
-        the low one. Only those that somebody would have to wait for later, and to where there is
-        room: nothing but the last level's coldest blocks is lost for it.
+        Where fewer slots are free than the low watermark, until as many are as the high one; at
+        most so many at a time. Only those that somebody would have to wait for later, and to where
+        there is room: nothing but the last level's coldest blocks is lost for it.
         """
         self.look()
         level = self._index.levels[number]
         free = level.slots.free + len(level.copies)
-        if free >= level.high or level.state is READ_ONLY:
+        level.is_short = free < (level.high if level.is_short else level.low)
+        if not level.is_short or level.state is READ_ONLY:
             return []
         victims = self._victims(level, min(most, level.high - free))
-        down = [self._index.ready[key] for key in victims]
-        down = [entry for entry in down if not entry.copies]
-        if self.spares(number + 1):
-            worth = self.worth_writing(down)
-            down = [entry for entry in down if entry in worth]
+        down = self._to_be_moved(number, [self._index.ready[key] for key in victims])
         below: list[tuple[int, Grant]] = []
         for lower in self._index.levels[number + 1 :]:
-            if lower.state is not READ_ONLY:
+            if lower.state is not READ_ONLY and lower.room:
                 slots = self.take_now(lower.number, len(down), evicted)
                 below = [(lower.number, Grant(slot)) for slot in slots]
                 break
@@ -263,6 +307,14 @@ class Room:
         self._index.changed.fire()
 
     # Inside
+
+    def _to_be_moved(self, number: int, entries: Sequence[BlockEntry]) -> list[BlockEntry]:
+        """Return those of a level's blocks that can't give way without being written below."""
+        down = [entry for entry in entries if not entry.copies]
+        if self.spares(number + 1):
+            worth = self.worth_writing(down)
+            down = [entry for entry in down if entry in worth]
+        return down
 
     def _room_below(
         self,

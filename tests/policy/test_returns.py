@@ -45,7 +45,7 @@ def law_of(*groups: int, weight: float = 1.0) -> ReturnLaw:
     """Return a law with groups of so many classes."""
     law = ReturnLaw(weight)
     for num_classes in groups:
-        law.add_group(num_classes)
+        law.add_groups(1, num_classes)
     return law
 
 

@@ -100,6 +100,7 @@ class AsyncLRUManager(Manager):
             self._bring_up,
             batch_blocks=prefetch_lookahead,
             workers=1,
+            may_fetch=self._may_bring_up,
         )
         self._core.prefetchers.append(self._prefetcher)
         self._lookahead = prefetch_lookahead
@@ -150,8 +151,13 @@ class AsyncLRUManager(Manager):
         while levels[ready[keys[first]].level].tier.addressable:
             first += 1
         ahead = keys[first : first + self._lookahead] if first else ()
-        self._prefetcher.hint(ahead, asked=False)
-        return ahead
+        return self._prefetcher.hint(ahead, asked=False)
+
+    async def _may_bring_up(self) -> bool:
+        """Wait until nobody waits for a read, and for room that stores can spare."""
+        loading = self._core.loading
+        await loading.quiet()
+        return await loading.spare_room()
 
     def _is_below(self, key: Key) -> bool:
         entry = self._core.index.ready.get(key)
@@ -159,8 +165,6 @@ class AsyncLRUManager(Manager):
 
     async def _bring_up(self, keys: Sequence[Key]) -> Sequence[Key]:
         index = self._core.index
-        await self._core.loading.quiet()
-        keys = [key for key in keys if self._is_below(key)]  # of what is still there
         named = Named(index, tuple(self._prefetcher.hinted))
         await self._core.loading.promote([index.ready[key] for key in keys], named)
         return [key for key in keys if (entry := index.ready.get(key)) and entry.level == 0]
@@ -212,7 +216,7 @@ class NamespaceView(Contract):
 
 def _hint(view: Contract, prefetcher: Prefetcher, block_hashes: Sequence[BlockHash]) -> int:
     view._core.check()
-    return prefetcher.hint(view._keys(check_hashes(block_hashes)))
+    return len(prefetcher.hint(view._keys(check_hashes(block_hashes))))
 
 
 def _cancel(view: Contract, prefetcher: Prefetcher, block_hashes: Sequence[BlockHash]) -> int:

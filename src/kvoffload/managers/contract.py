@@ -247,8 +247,9 @@ class Contract:
         """Remove the blocks of a chain that is over from every tier; return what left.
 
         Those that another chain was seen to share since the manager was opened stay, as do pinned
-        and pending ones: so of a chat that has ended, all but the system prompt leaves. Else as
-        `evict`. A request does the same on its way out, with `retention=Retention.SESSION_OVER`.
+        and pending ones, and what is used before this returns: so of a chat that has ended, all but
+        the system prompt leaves. Else as `evict`. A request does the same on its way out, with
+        `retention=Retention.SESSION_OVER`.
 
         Args:
             block_hashes: The chain as it was used last, head first.
@@ -260,7 +261,7 @@ class Contract:
         core = self._core
         core.check()
         keys = list(dict.fromkeys(self._keys(check_hashes(block_hashes))))
-        return [entry.block_hash for entry in await core.evict(core.index.own_end(keys))]
+        return [entry.block_hash for entry in await core.forget(keys)]
 
     async def clear(self) -> None:
         """Evict everything that is not pinned or pending, for good.

@@ -84,7 +84,7 @@ class PrefetchingLRUManager(Manager):
         self._core.check()
         hashes = check_hashes(block_hashes)
         self._check_key_lengths(hashes)
-        return self._prefetcher.hint(self._keys(hashes))
+        return len(self._prefetcher.hint(self._keys(hashes)))
 
     def cancel_prefetch(self, block_hashes: Sequence[BlockHash]) -> int:
         """Take blocks back out of the queue; return how many. What is being read goes on.

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import logging
+
 from ..blocks import Grant, Move
 from ..index import Index
 from ..jobs import Jobs
@@ -13,6 +15,10 @@ ROUND_BYTES = 32 * 1024 * 1024
 """Most bytes moved at a time: so few are pinned for it, and a close waits for."""
 ROUND_BLOCKS = 64
 """Most blocks: planning and publishing as many holds the event loop for a millisecond."""
+PAUSE_S = 1.0
+"""Seconds after a round that moved nothing, for what it evicted to try it is gone all the same."""
+
+log = logging.getLogger("kvoffload")
 
 
 class WorkingAhead:
@@ -28,19 +34,30 @@ class WorkingAhead:
         self._room = room
         self._storing = storing
         self._jobs = jobs
+        self._failed = False
 
     async def run(self) -> None:
         """Make room whenever it is short, until cancelled."""
+        clock, not_before = self._index.clock, 0.0
         while True:
-            # In a job, which a close lets end: a move that is cut off loses its block.
-            if not await self._jobs.start(lambda _: self._make_round()).result():
+            moved = True
+            if clock() >= not_before:
+                try:
+                    # In a job, which a close lets end: a move that is cut off loses its block.
+                    moved = await self._jobs.start(lambda _: self._make_round()).result()
+                except Exception:  # of a policy, say; stores that come later try again
+                    log.exception("making room ahead failed")
+                    moved = False
+                if self._failed:
+                    not_before = clock() + PAUSE_S
+            if not moved or clock() < not_before:
                 await self._index.short.wait()
 
     async def _make_round(self) -> bool:
         """Move some blocks down, the lowest tiers first; say whether any was."""
         levels = self._index.levels
         most = max(1, min(ROUND_BLOCKS, ROUND_BYTES // levels[0].tier.block_bytes))
-        moved = False
+        moved = self._failed = False
         for level in levels[-2::-1]:
             moves: list[Move] = []
             evicted: list[Key] = []
@@ -48,5 +65,7 @@ class WorkingAhead:
             if moves:
                 await self._storing.run_moves(moves, evicted)
                 self._room.release(level.number, grants)
-                moved = moved or any(move.done for move in moves)
+                done = any(move.done for move in moves)
+                moved = moved or done
+                self._failed = self._failed or not done
         return moved

@@ -189,6 +189,21 @@ class Loading:
         while self._demand:
             await self._index.changed.wait()
 
+    async def spare_room(self) -> bool:
+        """Wait until the hottest tier has room that stores can spare, but not for long.
+
+        Where none is made ahead, hints push out what is colder, and there always is.
+        """
+        level = self._index.levels[0]
+        if self._room.has_spare(0):
+            return True
+        self._index.short.fire()
+        with anyio.move_on_after(HINT_PATIENCE_S):
+            while level.low and not self._room.has_spare(0):
+                await self._index.changed.wait()
+            return True
+        return False
+
     async def promote(self, entries: Sequence[BlockEntry], named: Named) -> None:
         """Bring blocks up into the hottest tier, as far as there is room; nobody waits for them.
 
@@ -217,7 +232,7 @@ class Loading:
                 mine[entry.key] = flight
                 if flight.is_hinted:
                     flight.is_hinted = False
-                    self._index.count("prefetch_late", [entry.key])
+                    self._tell_demand([entry.key])
                 continue
             rises = self._rises(entry)
             if rises or not self._index.levels[entry.level].tier.addressable:
@@ -233,13 +248,15 @@ class Loading:
             raise
         if fresh:
             self._demand += len(fresh)
-            keys = [flight.entry.key for flight in fresh]
-            for tell in self.on_demand:
-                tell(keys)
+            self._tell_demand([flight.entry.key for flight in fresh])
             self._index.begin_transfer([flight.entry for flight in fresh])
             rising = [flight for flight in rising if flight.grant is None]
             self._jobs.start(lambda _: self._fly(fresh, rising))
         return mine
+
+    def _tell_demand(self, keys: Sequence[Key]) -> None:
+        for tell in self.on_demand:
+            tell(keys)
 
     def _rises(self, entry: BlockEntry) -> bool:
         """Whether a block is due for the hottest tier."""
@@ -335,11 +352,15 @@ class Loading:
         """Open flights for those blocks alone that there is room for, and nobody else fetches."""
         flights: list[Flight] = []
         try:
-            named.hold()
-            try:
-                grants = await self._room_for_hints(len(entries))
-            finally:
-                named.release()
+            if self._index.levels[0].low:
+                slots = self._room.take_spare(0, len(entries), [])
+                grants = [Grant(slot) for slot in slots]
+            else:
+                named.hold()
+                try:
+                    grants = await self._room_above(len(entries))
+                finally:
+                    named.release()
             landed = anyio.Event()
             for entry in entries:
                 if grants and self._may_rise(entry) and entry.key not in self._flights:
@@ -356,26 +377,6 @@ class Loading:
             self._land(flights)
             self._index.end_transfer(entries)
         await self._erase_bad(flights)
-
-    async def _room_for_hints(self, count: int) -> list[Grant]:
-        """Get slots of the hottest tier that demand can spare.
-
-        Where room is made ahead, the low watermark is left to stores, and nothing gives way but
-        what was to be moved anyway.
-        """
-        index = self._index
-        level = index.levels[0]
-        if not level.low:
-            return await self._room_above(count)
-        spare = level.slots.free + len(level.copies) - level.low
-        if spare <= 0:
-            index.short.fire()
-            with anyio.move_on_after(HINT_PATIENCE_S):
-                while spare <= 0:
-                    await index.changed.wait()
-                    spare = level.slots.free + len(level.copies) - level.low
-        slots = self._room.take_now(0, max(0, min(count, spare)), [])
-        return [Grant(slot) for slot in slots]
 
     async def _room_above(self, count: int) -> list[Grant]:
         """Get slots of the hottest tier for blocks on their way up, as far as there are any."""

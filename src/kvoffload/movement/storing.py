@@ -174,7 +174,7 @@ class Storing:
         level = index.levels[number]
         failed = [move for move, done in written.items() if not done]
         self._room.look()
-        if not failed or level.state is not TierState.FULL:
+        if not failed or level.state is not TierState.FULL or moves[0].is_ahead:
             return written
         if named is not None:
             named.hold()  # what became ready while the disk was busy
@@ -204,6 +204,8 @@ class Storing:
                 plan.unplaced.append((entry, RejectReason.THROTTLED))
             else:
                 wanted.setdefault(place, []).append(entry)
+        if waits:
+            self._index.short.fire()  # so that there is room when the caller comes back
         try:
             # The deepest first: what the chain spills down comes before what it pushes down.
             for number in sorted(wanted, reverse=True):
@@ -214,6 +216,8 @@ class Storing:
                 plan.granted += zip(group, [number] * len(group), grants, strict=False)
                 reason = RejectReason.PINNED if self._may_wait else RejectReason.THROTTLED
                 plan.unplaced += [(entry, reason) for entry in group[len(grants) :]]
+                if len(grants) < len(group):
+                    self._index.short.fire()
         except BaseException:
             # A policy that raises: what was planned so far is undone.
             for move in plan.moves:
@@ -222,6 +226,12 @@ class Storing:
                 self._room.release(number, [grant])
             raise
         return plan
+
+    def _waits_for_room(self, plan: Plan) -> bool:
+        """Tell whether there may be room soon for blocks that found none: others are moving."""
+        return bool(self._moving and self._may_wait) and any(
+            reason is RejectReason.PINNED for _, reason in plan.unplaced
+        )
 
     def _is_near(self, number: int) -> bool:
         """Tell whether blocks of a level are stored without waiting for a lower tier."""
@@ -235,8 +245,8 @@ class Storing:
     def _is_instant(self, plan: Plan) -> bool:
         """Whether a plan needs neither I/O nor a copy beyond what the loop may be held for."""
         levels = self._index.levels
-        if plan.unplaced and self._moving and self._may_wait:
-            return False  # room is on its way
+        if self._waits_for_room(plan):
+            return False
         total = sum([entry.size for entry, _, _ in plan.granted])
         total += sum([move.entry.size for move in plan.moves])
         used = {number for _, number, _ in plan.granted}
@@ -299,7 +309,7 @@ class Storing:
                 placed.setdefault(number, []).extend(group)
             if job.abandoned:
                 return {}
-            if plan.unplaced and not (self._moving and self._may_wait):
+            if not self._waits_for_room(plan):
                 self._reject(plan.unplaced, outcome)
                 plan.unplaced = []
             missed += [entry for entry, _ in plan.unplaced]
@@ -375,9 +385,13 @@ class Storing:
                 named.hold()
                 if index.levels[0].room < len(todo):
                     if not (self._moving and self._may_wait):
+                        index.short.fire()
                         return False
                     await index.changed.wait()
                     continue
+                if not (self._may_wait or self._room.has_now(0, len(todo))):
+                    index.short.fire()
+                    return False
                 moves: list[Move] = []
                 grants = self._room.make_room(
                     0, len(todo), moves, outcome.evicted, may_wait=self._may_wait

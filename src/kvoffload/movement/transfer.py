@@ -11,12 +11,12 @@ from contextlib import asynccontextmanager
 from ..aligned import aligned_empty
 from ..blocks import BlockEntry, Move
 from ..copying import INLINE_COPY_BYTES, copy_now, copy_on_thread
-from ..errors import TierError, TierTimeoutError
+from ..errors import CorruptBlockError, TierError, TierTimeoutError
 from ..index import Index
 from ..keys import encode_key
 from ..levels import Level
 from ..scheduling import step_aside
-from ..types import ByteArray, Key, Tier, TierState
+from ..types import BlockState, ByteArray, Key, Tier, TierState
 from ..views import Staging
 
 COPY_THREADS = max(1, min(2, (os.cpu_count() or 1) // 2))
@@ -255,6 +255,10 @@ class Transfer:
                 ] or [aligned_empty(group[0].size)]  # all are taken: one of its own, in turn
                 keys = [entry.key for entry in group]
                 read = await self.read(source, [entry.slot for entry in group], into, keys)
+                for entry, outcome in zip(group, read, strict=True):
+                    if isinstance(outcome, CorruptBlockError) and entry.state is BlockState.READY:
+                        self.index.condemn(entry)
+                        self.index.count("corrupt", [entry.key])
                 for buffer, array, outcome in zip(buffers, into, read, strict=False):
                     if isinstance(outcome, TierTimeoutError):
                         self.staging.slots.hold(buffer, array)

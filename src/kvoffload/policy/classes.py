@@ -45,10 +45,7 @@ class BlockClasses:
 
     def _add(self, likelihood: float | None) -> int:
         """Make all classes for one kind of thing said; return the number of the first."""
-        groups = [
-            self._law.add_group(END_CLASSES * SIZE_CLASSES, likelihood) for _ in range(USE_CLASSES)
-        ]
-        return groups[0]
+        return self._law.add_groups(USE_CLASSES, END_CLASSES * SIZE_CLASSES, likelihood)
 
 
 def class_of(first: int, uses: int, end: int, new_blocks: int) -> int:

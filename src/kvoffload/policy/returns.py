@@ -108,14 +108,18 @@ class ReturnLaw:
         """How many classes there are."""
         return len(self._groups)
 
-    def add_group(self, num_classes: int, likelihood: float | None = None) -> int:
-        """Add classes that are drawn to each other; return the number of the first.
+    def add_groups(
+        self, num_groups: int, group_classes: int, likelihood: float | None = None
+    ) -> int:
+        """Add groups of classes that are drawn to each other; return the number of the first class.
 
         With a likelihood, it is believed that such a share of them returns until more is known.
         """
         first = len(self._groups)
-        self._groups = np.append(self._groups, [len(self._likelihoods)] * num_classes)
-        self._likelihoods.append(likelihood)
+        groups = np.arange(num_groups) + len(self._likelihoods)
+        self._groups = np.append(self._groups, np.repeat(groups, group_classes))
+        self._likelihoods += [likelihood] * num_groups
+        num_classes = num_groups * group_classes
         nothing = np.zeros((num_classes, NUM_BINS))
         self._reused = np.concatenate([self._reused, nothing])
         self._reached = np.concatenate([self._reached, nothing])
