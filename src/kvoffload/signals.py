@@ -7,15 +7,21 @@ import contextlib
 
 
 class Signal:
-    """Wakes everyone who waits at the moment that it is fired."""
+    """Wakes everyone who waits at the moment that it is fired.
 
-    __slots__ = ("_waiters",)
+    Attributes:
+        times: How often it was fired, for who could not wait all the while.
+    """
+
+    __slots__ = ("_waiters", "times")
 
     def __init__(self) -> None:
+        self.times = 0
         self._waiters: list[asyncio.Future[None]] = []
 
     def fire(self) -> None:
         """Wake who waits now."""
+        self.times += 1
         if self._waiters:
             waiters, self._waiters = self._waiters, []
             for waiter in waiters:

@@ -9,6 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from kvoffload import AsyncLRUManager, DiskTier, LRUOffloadManager, MemoryTier, Retention
+from kvoffload.testing import FaultyTier, RestartableTier, eventually
 
 SIZE = 16
 # Paths of a small tree, as chains are: equal number, equal prefix. Numbers so small are followers
@@ -70,3 +71,48 @@ async def test_a_request_may_end_after_the_manager_began_to_close(tmp_path: Path
         request = kv.request(["a"], retention=Retention.SESSION_OVER)
         await request.__aenter__()
     await request.__aexit__(None, None, None)
+
+
+async def test_what_is_used_after_a_session_was_over_stays(tmp_path: Path) -> None:
+    """Blocks on their way down were to be dropped once there; meanwhile another chat began."""
+    cold = FaultyTier(RestartableTier(100, SIZE, name="cold"))
+    chain = [f"c{number}" for number in range(10)]
+    manager = AsyncLRUManager(
+        hot=MemoryTier(20, SIZE), cold=cold, policy="lru", watermarks=(0.2, 0.4)
+    )
+    async with manager as kv:
+        with cold.hang("write") as hang:
+            await kv.store(chain, [bytes(SIZE)] * 10)
+            await kv.store([f"other{number}" for number in range(8)], [bytes(SIZE)] * 8)
+            await hang.entered.wait()  # some of the chain are on their way
+            async with kv.request(chain, retention=Retention.SESSION_OVER):
+                pass
+            async with kv.request(chain) as request:
+                assert request.hit < 10
+                await request.store([bytes(SIZE)] * (10 - request.hit))
+        await eventually(lambda: not kv.get_stats().pinned)
+        for _ in range(20):
+            await asyncio.sleep(0)
+        assert await kv.lookup(chain) == 10
+
+
+async def test_a_session_that_is_over_at_close_is_not_made_durable(tmp_path: Path) -> None:
+    """Some of its blocks were on their way when the manager was closed."""
+    inner = RestartableTier(100, SIZE, name="cold")
+    chain = [f"c{number}" for number in range(17)]
+
+    def manager(cold: FaultyTier) -> AsyncLRUManager:
+        return AsyncLRUManager(
+            hot=MemoryTier(20, SIZE), cold=cold, policy="lru", watermarks=(0.2, 0.4)
+        )
+
+    cold = FaultyTier(inner)
+    hang = cold.hang("write")
+    async with manager(cold) as kv:
+        await kv.store(chain, [bytes(SIZE)] * 17)
+        await hang.entered.wait()
+        async with kv.request(chain, retention=Retention.SESSION_OVER):
+            pass
+        asyncio.get_running_loop().call_soon(hang.release)
+    async with manager(FaultyTier(inner)) as kv:
+        assert [at.tier for at in kv.locate(chain)] == [None] * 17

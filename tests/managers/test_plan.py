@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from kvoffload import AsyncLRUManager, ConfigError, MemoryTier
+from kvoffload import AsyncLRUManager, ConfigError, CorruptBlockError, MemoryTier
 from kvoffload.meter import Meter
 from kvoffload.testing import FaultyTier, ManualClock, RestartableTier, eventually, payload_for
 
@@ -165,3 +165,17 @@ async def test_plans_and_loads_that_make_no_sense(clock: ManualClock) -> None:
                     request.load(many)
             async with request.load(0) as lease:
                 assert len(lease) == 0
+
+
+async def test_a_plan_after_a_block_turned_out_to_be_damaged(clock: ManualClock) -> None:
+    """It left the manager although it was pinned, and the plan knew it no more."""
+    cold = FaultyTier(RestartableTier(16, SIZE, name="cold"))
+    hashes = [f"c{number}" for number in range(8)]
+    async with manager(clock, cold) as kv:
+        await kv.store(hashes, [payload_for(each, SIZE) for each in hashes])
+        async with kv.request(hashes) as request:
+            cold.fail("read", CorruptBlockError, times=1)
+            with pytest.raises(CorruptBlockError):
+                async with request.load():
+                    pass
+            assert request.plan(tokens_per_s=1.0).blocks <= 7

@@ -366,3 +366,47 @@ class TestBehindDemand:
             await eventually(lambda: tier_of(kv, hashes[-1]) == "hot")
             stats = kv.get_stats()
             assert (stats.prefetch_issued, stats.prefetch_dropped) == (1, 4)
+
+    async def test_a_request_cancels_no_hint_of_others(self) -> None:
+        """A router had hinted the same blocks; the request only looked and left."""
+        cold = FaultyTier(RestartableTier(400, SIZE, name="cold"))
+        async with tiered(cold) as kv:
+            hashes = chain("a", 200)
+            await put(kv, hashes)
+            await eventually(lambda: kv.get_stats().tiers["hot"].free_blocks >= 10)
+            first = [tier_of(kv, each) for each in hashes].index("cold")
+            kv.hint_prefetch(hashes[first : first + 2])
+            async with kv.request(hashes):
+                pass
+            await eventually(lambda: tier_of(kv, hashes[first + 1]) == "hot")
+            assert kv.get_stats().prefetch_late == 0
+
+    async def test_hints_find_room_where_nothing_has_to_be_moved(self) -> None:
+        """All in memory has copies below, so no room is made ahead, and none was found."""
+        manager = AsyncLRUManager(
+            hot=MemoryTier(100, SIZE),
+            cold=RestartableTier(400, SIZE, name="cold"),
+            policy="lru",
+            watermarks=(0.05, 0.1),
+            write_policy="through",
+        )
+        async with manager as kv:
+            for name in "abc":
+                await put(kv, chain(name, 90))
+            hinted = chain("a", 8)
+            assert {tier_of(kv, each) for each in hinted} == {"cold"}
+            kv.hint_prefetch(hinted)
+            await eventually(lambda: {tier_of(kv, each) for each in hinted} == {"hot"})
+            assert kv.get_stats().evictions == 0
+
+    async def test_a_hint_that_waits_for_room_pins_nothing(self) -> None:
+        """It pinned all that was hinted, and so kept the very room from being made."""
+        cold = FaultyTier(RestartableTier(1000, SIZE, name="cold"))
+        async with tiered(cold) as kv:
+            hashes = chain("a", 800)
+            await put(kv, hashes)
+            with cold.hang("write"):
+                kv.hint_prefetch(hashes)
+                for _ in range(30):
+                    await anyio.lowlevel.checkpoint()
+                assert kv.get_stats().pinned <= 16  # what is on its way

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import errno
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Collection, Sequence
 from contextlib import asynccontextmanager
 from typing import Any
 
@@ -13,6 +13,8 @@ import pytest
 from kvoffload import (
     AsyncLRUManager,
     ConfigError,
+    Key,
+    LRUPolicy,
     ManagerSettings,
     MemoryTier,
     RejectReason,
@@ -225,3 +227,108 @@ async def test_through_a_store_evicts_none_of_its_own() -> None:
         assert result.stored == tuple(named(0, 6))
         assert result.evicted == ()
         await check(kv, named(0, 6))
+
+
+async def test_throttled_stores_have_room_made() -> None:
+    """All was pinned, nothing could be moved, and nobody ever looked again: throttled for good."""
+    async with opened(disk(), when_full="reject") as kv:
+        await put(kv, named(0, 16))
+        async with kv.load(named(0, 16)), kv.request(named(16, 4)) as request:
+            await request.store([payload_for(name, SIZE) for name in named(16, 4)])
+            for _ in range(50):
+                await asyncio.sleep(0)
+            assert free(kv) == 0
+        assert (await put(kv, [50])).rejected == {50: RejectReason.THROTTLED}
+        await eventually(lambda: free(kv) == 8)
+        assert (await put(kv, [50])).stored == (50,)
+
+
+async def test_prepare_store_that_finds_no_room_changes_nothing() -> None:
+    """It evicted what would not be written to disk, and then gave up for the others' sake."""
+    settings = {"when_full": "reject", "cold_admission": "reused", "watermarks": (0, 0)}
+    async with opened(disk(), **settings) as kv:
+        await put(kv, named(0, 10))
+        await put(kv, named(10, 10))
+        async with kv.load(named(10, 10)):
+            pass
+        assert await kv.prepare_store(named(100, 15)) is None
+        assert kv.get_stats().evictions == 0
+        assert await kv.lookup(named(0, 20)) == 20
+        assert await kv.prepare_store(named(100, 10)) is not None
+        await kv.complete_store(named(100, 10), success=False)
+
+
+class Declining(LRUPolicy):
+    """Declines what is named 1000."""
+
+    def admit(self, keys: Sequence[Key], level: int, **_: object) -> Sequence[Key]:
+        return [key for key in keys if key != 1000]
+
+
+async def test_a_declined_block_waits_for_nobody() -> None:
+    """A move ahead hung, and a store of a block that was not admitted waited for it."""
+    cold = disk()
+    async with opened(cold, policy=Declining()) as kv:
+        with cold.hang("write") as hang:
+            await put(kv, named(0, 17))
+            await hang.entered.wait()
+            result = await put(kv, [40, 1000])
+            assert result.stored == (40,)
+            assert result.rejected == {1000: RejectReason.NOT_ADMITTED}
+
+
+class Raising(LRUPolicy):
+    """Raises from `victims` as often as told."""
+
+    times = 0
+
+    def victims(self, level: int, count: int, pinned: Collection[Key]) -> list[Key]:
+        if self.times:
+            self.times -= 1
+            raise RuntimeError("a bug of the policy")
+        return super().victims(level, count, pinned)
+
+
+async def test_working_ahead_survives_a_policy_that_raises() -> None:
+    policy = Raising()
+    async with opened(disk(), policy=policy) as kv:
+        policy.times = 1
+        await put(kv, named(0, 17))
+        await eventually(lambda: not policy.times)
+        await put(kv, named(17, 1))
+        await eventually(lambda: free(kv) == 8)
+
+
+async def test_through_a_policy_that_raises_leaks_no_slot() -> None:
+    policy = Raising()
+    async with opened(disk(6), policy=policy, write_policy="through", watermarks=(0, 0)) as kv:
+        await put(kv, named(0, 4))
+        policy.times = 1
+        with pytest.raises(RuntimeError, match="bug"):
+            await put(kv, named(10, 4))
+        cold = kv.get_stats().tiers["cold"]
+        assert cold.blocks + cold.free_blocks == 6
+
+
+async def test_room_is_made_between_the_watermarks_only() -> None:
+    """Whatever wakes it: above the low one there is enough."""
+    async with opened(disk()) as kv:
+        await put(kv, named(0, 15))
+        kv._core.index.short.fire()
+        for _ in range(50):
+            await asyncio.sleep(0)
+        assert free(kv) == 5
+
+
+async def test_a_disk_that_is_full_in_every_place_is_not_emptied() -> None:
+    """Copy-on-write, or a quota: what gave way ahead is not tried once more, nor at once again."""
+    cold = disk(40)
+    async with opened(cold) as kv:
+        for first in range(0, 60, 10):
+            await put(kv, named(first, 10))
+        await eventually(lambda: free(kv) >= 4)
+        there = kv.get_stats().tiers["cold"].blocks
+        with cold.fail("write", OSError(errno.ENOSPC, "quota"), times=None):
+            for name in named(100, 8):
+                await put(kv, [name])
+        assert there - kv.get_stats().tiers["cold"].blocks <= 16

@@ -39,8 +39,10 @@ class WorkingAhead:
     async def run(self) -> None:
         """Make room whenever it is short, until cancelled."""
         clock, not_before = self._index.clock, 0.0
+        short = self._index.short
         while True:
             moved = True
+            fired = short.times
             if clock() >= not_before:
                 try:
                     # In a job, which a close lets end: a move that is cut off loses its block.
@@ -50,8 +52,8 @@ class WorkingAhead:
                     moved = False
                 if self._failed:
                     not_before = clock() + PAUSE_S
-            if not moved or clock() < not_before:
-                await self._index.short.wait()
+            if clock() < not_before or (not moved and short.times == fired):
+                await short.wait()
 
     async def _make_round(self) -> bool:
         """Move some blocks down, the lowest tiers first; say whether any was."""

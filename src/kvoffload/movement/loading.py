@@ -197,6 +197,7 @@ class Loading:
         level = self._index.levels[0]
         if self._room.has_spare(0):
             return True
+        level.is_short = True  # make it up to the high watermark
         self._index.short.fire()
         with anyio.move_on_after(HINT_PATIENCE_S):
             while level.low and not self._room.has_spare(0):
