@@ -164,6 +164,8 @@ class Session:
             store.lock.acquire(self._tier)
             store.choose_io()
             self.direct = store.slabs.direct
+            if self.direct and self._limits.io_threads is None:
+                self.threads.most = DIRECT_THREADS
             recovered = recover(store, num_blocks)
             self._space = Space(
                 store.layer,
@@ -371,11 +373,14 @@ class Session:
         return self._store, self._blocks
 
 
+DIRECT_THREADS = 4
+"""Threads with direct I/O: they wait for the disk, so that large batches may have more of them."""
+
+
 def default_threads() -> int:
     """Return as many threads as there are cores, but two to four.
 
-    More would hold the event loop up: with direct I/O too, where they are no faster, for a large
-    batch is cut into pieces that keep a disk busy.
+    More calls at once would hold the event loop up, for each takes the interpreter.
     """
     return max(2, min(4, os.cpu_count() or 1))
 

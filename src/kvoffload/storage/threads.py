@@ -87,6 +87,7 @@ class Call(Executor):
             if self._give_up is None or not self._give_up(error):
                 return False
             self.given_up = True
+        self._threads.pass_over(self)
         return True
 
     def publish(self, action: Callable[[], None]) -> bool:
@@ -175,19 +176,21 @@ class Threads:
 
     Attributes:
         most: How many threads there may be.
+        most_calls: How many calls are begun at a time; the other threads help with large ones.
         last_sign: When any of the calls last showed a sign of life.
     """
 
     def __init__(self, num_threads: int, name: str, on_idle: Callable[[], None]) -> None:
         """Take the most threads, a name for them, and what the last call does on leaving."""
         self.last_sign = monotonic()
-        self.most = num_threads
+        self.most = self.most_calls = num_threads
         self._name = f"kvoffload-{name}"
         self._on_idle = on_idle
         self._queue: deque[Call] = deque()
         self._urgent: deque[Call] = deque()
         self._helpers: deque[Helper] = deque()
         self._calls = 0
+        self._begun: set[Call] = set()  # and not given up
         self._workers = 0
         self._idle = 0
         self._retired = False
@@ -249,6 +252,13 @@ class Threads:
             if helper.error is not None:
                 raise helper.error
 
+    def pass_over(self, call: Call) -> None:
+        """Let another call begin in the place of one that was given up."""
+        with self._work_came:
+            if call in self._begun:
+                self._begun.discard(call)
+                self._work_came.notify()
+
     def wait_for_others(self, is_stuck: Callable[[], bool], interval_s: float) -> None:
         """Return, inside a call, when it is the only one left.
 
@@ -277,6 +287,7 @@ class Threads:
         """Note that no thread is in a call any more."""
         with self._call_left:
             self._calls -= 1
+            self._begun.discard(call)
             self._call_left.notify_all()
             idle = self._retired and not self._calls
         call.back.set_result(None)
@@ -322,11 +333,15 @@ class Threads:
         with self._work_came:
             while True:
                 # What was begun goes first: its caller waits already.
-                for queue in (self._helpers, self._urgent, self._queue):
-                    if queue:
-                        return queue.popleft()
+                if self._helpers:
+                    return self._helpers.popleft()
+                queue = self._urgent or self._queue
+                if queue and len(self._begun) < self.most_calls:
+                    call = queue.popleft()
+                    self._begun.add(call)
+                    return call
                 self._idle += 1
-                came = not self._retired and self._work_came.wait(IDLE_S)
+                came = not (self._retired and not queue) and self._work_came.wait(IDLE_S)
                 self._idle -= 1
                 if not (came or self._helpers or self._urgent or self._queue):
                     self._workers -= 1
