@@ -47,7 +47,8 @@ async def copy_on_thread(
                 np.copyto(target, source)
                 await asyncio.sleep(0)
         else:  # a thread that there was has begun it
-            await asyncio.shield(asyncio.wrap_future(work.done))
+            # `wait` leaves it alone when this is cancelled, for it is the thread's to finish.
+            await asyncio.wait([asyncio.wrap_future(work.done)])
         return
     await future
 

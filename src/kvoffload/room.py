@@ -104,13 +104,7 @@ class Room:
         if len(slots) < count and level.copies:
             slots += self._index.take_copies(level, count - len(slots))
         if len(slots) < count and number + 1 == len(self._index.levels):
-            try:
-                victims = self._victims(level, count - len(slots))
-            except BaseException:
-                level.slots.give_back(slots)
-                raise
-            evicted += victims
-            slots += self._index.evict(level, victims)
+            slots += self._evict_coldest(level, slots, count - len(slots), evicted)
         return slots
 
     def take_for_copies(self, number: int, count: int, evicted: list[Key]) -> list[int]:
@@ -123,13 +117,7 @@ class Room:
             return []
         slots = level.slots.take(count)
         if len(slots) < count and number + 1 == len(self._index.levels):
-            try:
-                victims = self._victims(level, count - len(slots))
-            except BaseException:
-                level.slots.give_back(slots)
-                raise
-            evicted += victims
-            slots += self._index.evict(level, victims)
+            slots += self._evict_coldest(level, slots, count - len(slots), evicted)
         if len(slots) < count:
             slots += self._index.take_copies(level, count - len(slots))
         return slots
@@ -164,20 +152,9 @@ class Room:
         except BaseException:
             self.release(number, grants)
             raise
-        down: list[BlockEntry] = []
-        for key in victims:
-            entry = self._index.ready[key]
-            if entry.copies:
-                grants.append(Grant(self._index.fall_back(entry)))
-            else:
-                down.append(entry)
-        if self.spares(number + 1):
-            worth = self.worth_writing(down)
-            spared = [entry.key for entry in down if entry not in worth]
-            down = [entry for entry in down if entry in worth]
-            self._index.count("spared", spared)
-            evicted += spared
-            grants += [Grant(slot) for slot in self._index.evict(level, spared)]
+        cold = [self._index.ready[key] for key in victims]
+        down = self._to_be_moved(number, cold)
+        grants += [Grant(slot) for slot in self._let_give_way(level, cold, down, evicted)]
         below = self._room_below(number, len(down), moves, evicted, may_wait=may_wait)
         # The hottest go to the highest tier; where room is short, the coldest are lost.
         short = len(down) - len(below)
@@ -216,19 +193,13 @@ class Room:
         level = self._index.levels[number]
         spare = level.slots.free + len(level.copies) - level.low
         slots = self.take_now(number, max(0, min(count, spare)), evicted)
-        victims = self._victims(level, count - len(slots))
+        try:
+            victims = self._victims(level, count - len(slots))
+        except BaseException:
+            level.slots.give_back(slots)
+            raise
         cold = [self._index.ready[key] for key in victims]
-        moved = set(self._to_be_moved(number, cold))
-        for entry in cold:
-            if entry in moved:
-                continue
-            if entry.copies:
-                slots.append(self._index.fall_back(entry))
-            else:
-                self._index.count("spared", [entry.key])
-                evicted.append(entry.key)
-                slots += self._index.evict(level, [entry.key])
-        return slots
+        return slots + self._let_give_way(level, cold, self._to_be_moved(number, cold), evicted)
 
     def work_ahead(
         self, number: int, most: int, moves: list[Move], evicted: list[Key]
@@ -315,6 +286,38 @@ class Room:
             worth = self.worth_writing(down)
             down = [entry for entry in down if entry in worth]
         return down
+
+    def _let_give_way(
+        self,
+        level: Level,
+        cold: Sequence[BlockEntry],
+        moved: Sequence[BlockEntry],
+        evicted: list[Key],
+    ) -> list[int]:
+        """Free the slots of those cold blocks that need not be moved: to a copy, or for good."""
+        left = set(moved)
+        slots: list[int] = []
+        spared: list[Key] = []
+        for entry in cold:
+            if entry.copies:
+                slots.append(self._index.fall_back(entry))
+            elif entry not in left:
+                spared.append(entry.key)
+        self._index.count("spared", spared)
+        evicted += spared
+        return slots + self._index.evict(level, spared)
+
+    def _evict_coldest(
+        self, level: Level, held: list[int], count: int, evicted: list[Key]
+    ) -> list[int]:
+        """Evict blocks of the last level; if the policy raises, `held` slots are given back."""
+        try:
+            victims = self._victims(level, count)
+        except BaseException:
+            level.slots.give_back(held)
+            raise
+        evicted += victims
+        return self._index.evict(level, victims)
 
     def _room_below(
         self,
