@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass, field
 from functools import partial
 
@@ -21,6 +22,7 @@ from .movement.loading import Loading
 from .movement.storing import Stored, Storing
 from .movement.transfer import Transfer
 from .named import Named
+from .observing import Observer
 from .prefetch import Prefetcher
 from .retention import Retention
 from .room import Room
@@ -95,6 +97,7 @@ class Core:
         self.prefetchers: list[Prefetcher] = []
         self.read_ahead: Callable[[Sequence[Key]], Sequence[Key]] | None = None
         """Given the blocks that a request hit, fetches some that it will want; returns them."""
+        self.observers: list[Observer] = []
         # Made when the manager is opened, for they run its tasks and threads.
         self.transfer: Transfer
         self.jobs: Jobs
@@ -151,6 +154,14 @@ class Core:
         await self._close([self._drain, self._flush])
 
     # What the managers share
+
+    def observed(self, operation: str, keys: Sequence[Key]) -> ExitStack:
+        """Return what all observers want around an operation on the blocks of one namespace."""
+        namespace = keys[0][0] if keys and isinstance(keys[0], tuple) else self.namespace
+        with ExitStack() as stack:
+            for observer in self.observers:
+                stack.enter_context(observer(operation, namespace, len(keys)))
+            return stack.pop_all()
 
     def find(self, keys: Sequence[Key]) -> list[BlockEntry]:
         """Return the entries of ready blocks.
@@ -246,6 +257,14 @@ class Core:
         waiting = any(entry.busy for entry in uses)
         if waiting or self.index.stale([entry.key for entry in uses]):
             self.jobs.start(lambda _: self._forget(uses))
+
+    def drop_soon(self, keys: Sequence[Key]) -> None:
+        """Remove blocks without a pin from every tier; what takes I/O goes on behind."""
+        if self.lifecycle.phase is not Phase.OPEN:
+            return
+        self._drop(self._entries_of(keys))
+        if self.index.stale(keys):
+            self.jobs.start(lambda _: self._erase(keys))
 
     async def wait_for_transfers(self, keys: Sequence[Key]) -> None:
         """Wait for transfers of the manager's own, where nothing else pins these blocks."""
@@ -370,6 +389,12 @@ class Core:
             await self._drop_unused(uses)
         except TierError as exc:  # an event and a counter tell; nobody waits
             log.warning("blocks of a session that is over may come back after a restart: %s", exc)
+
+    async def _erase(self, keys: Sequence[Key]) -> None:
+        try:
+            await self.durability.erase(keys)
+        except TierError as exc:
+            log.warning("blocks that were given up may come back after a restart: %s", exc)
 
     async def _write_through(self, entries: Sequence[BlockEntry]) -> None:
         named = Named(self.index, [entry.key for entry in entries])

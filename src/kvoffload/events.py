@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import weakref
 from collections import deque
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, replace
 from enum import Enum
 
@@ -76,17 +76,37 @@ class Subscription:
         self._missed = 0
         self._closed = False
         self._wake = anyio.Event()
+        self.on_put: Callable[[], None] | None = None
+        """Is called when there is an event to take, and when there will be none any more."""
 
     def __aiter__(self) -> Subscription:
         return self
 
     async def __anext__(self) -> OffloadingEvent:
+        if not await self.wait():
+            raise StopAsyncIteration
+        return self._take_one()
+
+    @property
+    def is_over(self) -> bool:
+        """Whether the manager has closed and every event was taken."""
+        return self._closed and not self._queue
+
+    async def wait(self) -> bool:
+        """Wait for an event to take; `False` if there will be none any more."""
         while not self._queue:
             if self._closed:
-                raise StopAsyncIteration
+                return False
             if self._wake.is_set():
                 self._wake = anyio.Event()
             await self._wake.wait()
+        return True
+
+    def take(self) -> list[OffloadingEvent]:
+        """Return the events that are there, without waiting."""
+        return [self._take_one() for _ in range(len(self._queue))]
+
+    def _take_one(self) -> OffloadingEvent:
         event = self._queue.popleft()
         if self._missed:
             event = replace(event, missed=self._missed)
@@ -104,12 +124,17 @@ class Subscription:
             self._missed += 1
         self._queue.append(replace(event, sequence=self._next_sequence))
         self._next_sequence += 1
-        self._wake.set()
+        self._tell()
 
     def close(self) -> None:
         """End the iteration once the queue is read."""
         self._closed = True
+        self._tell()
+
+    def _tell(self) -> None:
         self._wake.set()
+        if self.on_put is not None:
+            self.on_put()
 
 
 class EventHub:

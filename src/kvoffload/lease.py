@@ -52,6 +52,13 @@ class LeaseScope:
     async def __aenter__(self) -> Lease:
         """Pin the blocks, read those that have no address of their own, and make the views."""
         core = self._core
+        if core.observers:
+            with core.observed("load", self._keys):
+                return await self._enter()
+        return await self._enter()
+
+    async def _enter(self) -> Lease:
+        core = self._core
         core.check()
         if self._entries is not None:
             raise ClosedError("a lease is entered once: call load() again")

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from contextlib import AbstractAsyncContextManager
+from collections.abc import AsyncIterable, Coroutine, Sequence
+from contextlib import AbstractAsyncContextManager, ExitStack, nullcontext
 from types import TracebackType
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import anyio
 
@@ -17,6 +17,7 @@ from .lease import LeaseScope
 from .movement.planning import plan_load
 from .payloads import check_payloads
 from .retention import Retention, as_retention
+from .streamed import store_groups
 from .types import BlockHash, Buffer, Key, Lease, LoadPlan, RejectReason, StoreResult
 
 if TYPE_CHECKING:
@@ -53,6 +54,7 @@ class RequestScope:
         self._next = 0
         self._rejection: RejectReason | None = None
         self._storing = False
+        self._observed: ExitStack | None = None
 
     @property
     def hit(self) -> int:
@@ -88,6 +90,17 @@ class RequestScope:
         if self._entered:
             raise ClosedError("a request is entered once: call request() again")
         self._entered = True
+        if core.observers:
+            with ExitStack() as stack:
+                stack.enter_context(core.observed("request", self._keys))
+                await self._enter()
+                self._observed = stack.pop_all()
+        else:
+            await self._enter()
+        return self
+
+    async def _enter(self) -> None:
+        core = self._core
         hit = core.index.prefix_hit(self._keys)
         if self._wait_pending_s > 0 and hit < len(self._keys):
             hit = await self._wait_for_pending(hit)
@@ -98,7 +111,6 @@ class RequestScope:
         index = core.index
         index.count("hits", self._keys[:hit])
         index.count("misses", self._keys[hit:])
-        return self
 
     async def __aexit__(
         self,
@@ -112,7 +124,11 @@ class RequestScope:
         self._ended = True
         for prefetcher in self._core.prefetchers if self._ahead else ():
             prefetcher.cancel(self._ahead, asked=False)  # nobody will want them any more
-        self._end()
+        try:
+            self._end()
+        finally:
+            if self._observed is not None:
+                self._observed.__exit__(exc_type, exc, traceback)
 
     def plan(
         self, *, tokens_per_s: float, block_tokens: int = 16, deadline_s: float | None = None
@@ -185,8 +201,6 @@ class RequestScope:
         self._check()
         core = self._core
         core.check()
-        if self._storing:
-            raise ConfigError("a request stores its chain one call after the other, not at once")
         keys = self._keys[self._next : self._next + len(payloads)]
         if len(payloads) > len(keys):
             raise ConfigError(
@@ -196,9 +210,52 @@ class RequestScope:
         if self._rejection is not None:
             self._next += len(keys)
             return self._to_result(self._rejected(keys, self._rejection))
+        return await self._stored(keys, core.store(keys, data, self._keys, self._retention))
+
+    async def store_from(
+        self, num_blocks: int, groups: AsyncIterable[Sequence[Buffer]]
+    ) -> StoreResult:
+        """Store the next `num_blocks` of the chain, whose payloads arrive in groups.
+
+        The buffers of a group are the caller's again when the next one is asked for. If the groups
+        end early or raise, or it is cancelled, the blocks of this call are not stored, and the next
+        call starts where this one did.
+
+        Raises:
+            ConfigError: More blocks than are left, more or fewer payloads than blocks, or one that
+                is too long.
+            TypeError: A payload is no buffer.
+        """
+        self._check()
+        core = self._core
+        core.check()
+        keys = self._keys[self._next : self._next + check_count("num_blocks", num_blocks, least=0)]
+        if num_blocks > len(keys):
+            raise ConfigError(f"{num_blocks} payloads, but only {len(keys)} blocks are left")
+        if self._rejection is not None:
+            async for _ in groups:
+                pass
+            self._next += len(keys)
+            return self._to_result(self._rejected(keys, self._rejection))
+        storing = store_groups(
+            core, keys, groups, chain=self._keys, retention=self._retention, is_chain=True
+        )
+        return await self._stored(keys, storing)
+
+    # Inside
+
+    async def _stored(
+        self, keys: Sequence[Key], storing: Coroutine[Any, Any, Outcome]
+    ) -> StoreResult:
+        """Note what became of the next blocks of the chain, once it is known."""
+        if self._storing:
+            storing.close()
+            raise ConfigError("a request stores its chain one call after the other, not at once")
+        core = self._core
         self._storing = True
         try:
-            outcome = await core.store(keys, data, self._keys, self._retention)
+            with core.observed("store", keys) if core.observers else nullcontext():
+                outcome = await storing
         finally:
             self._storing = False
         self._next += len(keys)
@@ -209,8 +266,6 @@ class RequestScope:
         else:
             self._pin([key for key in keys if key in core.index.ready])
         return self._to_result(outcome)
-
-    # Inside
 
     def _check(self) -> None:
         if not self._entered or self._ended:

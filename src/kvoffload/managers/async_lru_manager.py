@@ -137,6 +137,13 @@ class AsyncLRUManager(Manager):
         """
         return NamespaceView(self, name)
 
+    def namespaces(self) -> list[str]:
+        """Return the names of the namespaces that have or had blocks, the manager's own first."""
+        index = self._core.index
+        names = {name for name in index.counters if name is not None}
+        names.update(name for level in index.levels for name in level.usage)
+        return [self._core.namespace, *sorted(names)]
+
     # Inside
 
     def _read_ahead(self, keys: Sequence[Key]) -> Sequence[Key]:

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Iterable, Sequence
-from contextlib import AbstractAsyncContextManager
+from collections.abc import AsyncIterable, AsyncIterator, Iterable, Sequence
+from contextlib import AbstractAsyncContextManager, nullcontext
 from types import TracebackType
 from typing import Self
 
@@ -24,9 +24,11 @@ from ..keys import check_hashes, check_key_lengths
 from ..lease import LeaseScope
 from ..metrics import ManagerStats
 from ..named import Named
+from ..observing import Observer
 from ..payloads import check_payloads, check_sizes
 from ..request import RequestScope
 from ..retention import Retention, as_retention
+from ..streamed import store_groups
 from ..twophase import Spec
 from ..types import (
     BlockHash,
@@ -51,6 +53,7 @@ STAGING_BYTES = 256 * 1024 * 1024
 RESERVATION_TTL_S = 600.0
 CLOSE_TIMEOUT_S = 30.0
 WATERMARKS = (0.02, 0.05)
+UNOBSERVED = nullcontext()
 
 
 class Contract:
@@ -67,6 +70,11 @@ class Contract:
         self._namespace = namespace
         self._check = core.check
         self._sees_all = namespace is None
+
+    @property
+    def block_bytes(self) -> int:
+        """Bytes of a block at most."""
+        return self._core.block_bytes
 
     # Looking
 
@@ -147,7 +155,34 @@ class Contract:
         data = check_payloads(payloads, core.block_bytes)
         self._check_key_lengths(hashes)
         keys = self._keys(hashes)
-        outcome = await core.store(keys, data)
+        with core.observed("store", keys) if core.observers else UNOBSERVED:
+            outcome = await core.store(keys, data)
+        core.index.use(list(dict.fromkeys(keys)))
+        return self._to_result(outcome)
+
+    async def store_from(
+        self, block_hashes: Sequence[BlockHash], groups: AsyncIterable[Sequence[Buffer]]
+    ) -> StoreResult:
+        """Store a chain whose payloads arrive in groups, head first; else as `store`.
+
+        So that not all of them have to be in memory beside the tiers: the buffers of a group are
+        the caller's again when the next one is asked for.
+
+        If the groups end early or raise, or it is cancelled, none of the blocks stay that it
+        stored.
+
+        Raises:
+            ConfigError: More or fewer payloads than hashes, one that is longer than a block, or a
+                hash that is too long.
+            TypeError: A hash is no `bytes`, `str` or `int`, or a payload no buffer.
+        """
+        core = self._core
+        core.check()
+        hashes = check_hashes(block_hashes)
+        self._check_key_lengths(hashes)
+        keys = self._keys(hashes)
+        with core.observed("store", keys) if core.observers else UNOBSERVED:
+            outcome = await store_groups(core, keys, groups)
         core.index.use(list(dict.fromkeys(keys)))
         return self._to_result(outcome)
 
@@ -384,6 +419,10 @@ class Contract:
         core = self._core
         core.check()
         warn_derived(core.two_phase.end_load(self._keys(check_hashes(block_hashes))))
+
+    def observe(self, observer: Observer) -> None:
+        """Have an observer see each request, load and store of all namespaces from now on."""
+        self._core.observers.append(observer)
 
     def check_invariants(self) -> None:
         """Raise `AssertionError` where the manager's books do not balance; for tests."""

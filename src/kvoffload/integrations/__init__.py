@@ -1,0 +1,1 @@
+"""kvoffload in other frameworks; each module needs the extra that it names."""

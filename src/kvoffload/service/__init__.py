@@ -1,0 +1,5 @@
+"""kvoffload as an HTTP service: endpoints, access control, sessions, metrics, settings.
+
+Needs `pip install 'kvoffload[server]'`. `kvoffload serve` runs it by itself;
+`kvoffload.integrations.fastapi` puts it into an application of your own.
+"""

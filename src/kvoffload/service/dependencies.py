@@ -1,0 +1,168 @@
+"""Who calls, in which namespace, within which session."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator, Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Annotated
+
+from fastapi import Depends, Query, Request, Response
+from fastapi.security import HTTPAuthorizationCredentials, HTTPBearer
+
+from ..managers.async_lru_manager import NamespaceView
+from ..types import BlockHash
+from .access import Principal, Right
+from .batches import check_batch
+from .problems import RefusedError
+from .sessions import Session
+from .state import Service, service_of
+from .wire import hashes_from_text
+
+_bearer = HTTPBearer(auto_error=False, description="A token of the service")
+
+NamespaceName = Annotated[
+    str,
+    Query(
+        max_length=128,
+        description="Isolation domain of the blocks; the service's own if left out",
+    ),
+]
+SessionName = Annotated[
+    str | None,
+    Query(max_length=64, description="Session whose stream tells of this call"),
+]
+
+
+async def principal_of(
+    request: Request,
+    credentials: Annotated[HTTPAuthorizationCredentials | None, Depends(_bearer)],
+) -> Principal:
+    """Return who calls.
+
+    Raises:
+        RefusedError: The token opens nothing.
+    """
+    access = service_of(request).access
+    if access is None:
+        raise RefusedError(
+            403, "Forbidden", "nobody may call these endpoints: the lifespan was given no access="
+        )
+    secret = None if credentials is None else credentials.credentials
+    principal = access.principal(secret)
+    if principal is None:
+        raise RefusedError(
+            401,
+            "Unauthorized",
+            "this service wants a bearer token" if secret is None else "the token opens nothing",
+            headers={"WWW-Authenticate": "Bearer"},
+        )
+    return principal
+
+
+@dataclass(slots=True, eq=False)
+class Caller:
+    """One call: who, in which namespace, within which session if any."""
+
+    service: Service
+    principal: Principal
+    namespace: str
+    view: NamespaceView
+    session: Session | None = None
+
+    def hashes(self, texts: Sequence[str]) -> list[BlockHash]:
+        """Return the block hashes of a body.
+
+        Raises:
+            WireError: There are too many, or one is none.
+        """
+        check_batch(len(texts), self.service.limits)
+        return hashes_from_text(texts)
+
+    def tell(self, response: Response, block_hashes: Sequence[BlockHash] = ()) -> None:
+        """Let the session's stream tell what the call did, and the answer name its last line."""
+        response.headers.update(self.told(block_hashes))
+
+    def told(self, block_hashes: Sequence[BlockHash] = ()) -> Mapping[str, str]:
+        """Let the session's stream tell what the call did; return the headers of the answer."""
+        return {} if self.session is None else self.session.tell(block_hashes)
+
+    def forbid_unless(self, right: Right) -> None:
+        """Refuse what the token does not allow.
+
+        Raises:
+            RefusedError: It does not allow this here.
+        """
+        if not self.principal.may(right, self.namespace):
+            raise RefusedError(
+                403,
+                "Forbidden",
+                f"the token has no right to {right.value} in namespace {self.namespace!r}",
+            )
+
+
+def caller(right: Right) -> Callable[..., AsyncIterator[Caller]]:
+    """Return the dependency for calls that need this right."""
+
+    async def caller_with_right(
+        request: Request,
+        principal: Annotated[Principal, Depends(principal_of)],
+        namespace: NamespaceName = "",
+        session: SessionName = None,
+    ) -> AsyncIterator[Caller]:
+        service = service_of(request)
+        found = Caller(service, principal, namespace, service.manager.namespace(namespace), None)
+        found.forbid_unless(right)
+        if session is None:
+            yield found
+            return
+        found.session = service.sessions.find(session, namespace, principal)
+        with found.session.call():
+            yield found
+
+    return caller_with_right
+
+
+Reader = Annotated[Caller, Depends(caller(Right.READ), scope="request")]
+Writer = Annotated[Caller, Depends(caller(Right.WRITE), scope="request")]
+
+
+def member(right: Right) -> Callable[..., AsyncIterator[Caller]]:
+    """Return the dependency for calls on what a session holds, which need this right."""
+
+    async def member_with_right(
+        request: Request,
+        session: str,
+        principal: Annotated[Principal, Depends(principal_of)],
+        namespace: NamespaceName = "",
+    ) -> AsyncIterator[Caller]:
+        service = service_of(request)
+        view = service.manager.namespace(namespace)
+        found = Caller(service, principal, namespace, view)
+        found.forbid_unless(right)
+        found.session = service.sessions.find(session, namespace, principal)
+        with found.session.call():
+            yield found
+
+    return member_with_right
+
+
+ReadingMember = Annotated[Caller, Depends(member(Right.READ), scope="request")]
+WritingMember = Annotated[Caller, Depends(member(Right.WRITE), scope="request")]
+
+
+async def overseer(
+    request: Request, principal: Annotated[Principal, Depends(principal_of)]
+) -> Service:
+    """Return the service to who may look at all of it.
+
+    Raises:
+        RefusedError: The token is not for all namespaces, or has no right to administer.
+    """
+    if not principal.sees_all:
+        raise RefusedError(
+            403, "Forbidden", "this is for tokens with the right 'admin' in all namespaces"
+        )
+    return service_of(request)
+
+
+Overseen = Annotated[Service, Depends(overseer)]

@@ -1,0 +1,130 @@
+"""Around every call: how many at once, how long its body may be, what errors become."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable, Coroutine
+from typing import Any
+
+from fastapi import Request, Response
+from fastapi.exceptions import RequestValidationError
+from fastapi.routing import APIRoute
+from starlette.exceptions import HTTPException
+from starlette.requests import ClientDisconnect
+from starlette.types import Message, Receive, Scope, Send
+
+from ..errors import OffloadError
+from .problems import RefusedError, answer_to
+from .state import service_of
+from .wire import BATCH, WireError
+
+ANSWERED = (OffloadError, RefusedError, WireError, HTTPException, RequestValidationError)
+
+
+class GuardedRoute(APIRoute):
+    """A route whose calls are counted, whose bodies are bounded, and whose errors are answered.
+
+    Here rather than in a middleware and exception handlers, so that the router can be included in
+    any application.
+    """
+
+    def get_route_handler(self) -> Callable[[Request], Coroutine[Any, Any, Response]]:
+        """Return FastAPI's handler, whose errors are answered."""
+        handler = super().get_route_handler()
+
+        async def answering(request: Request) -> Response:
+            try:
+                return await handler(request)
+            except (*ANSWERED, ClientDisconnect) as exc:
+                answer = answer_to(exc)
+                if answer is None:
+                    raise
+                return answer
+
+        return answering
+
+    async def handle(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Serve a call, the sending of its answer included."""
+        if not self.methods or scope["method"] not in self.methods:
+            await super().handle(scope, receive, send)
+            return
+        is_begun = False
+
+        async def noting_send(message: Message) -> None:
+            nonlocal is_begun
+            is_begun = True
+            await send(message)
+
+        try:
+            service = service_of(Request(scope))
+            service.begin_call()
+            try:
+                body = BodyGuard(scope, receive)
+                await super().handle(scope, body.receive, noting_send)
+            finally:
+                service.end_call()
+        except ANSWERED as exc:
+            answer = answer_to(exc)
+            if answer is None or is_begun:
+                raise
+            await answer(scope, receive, send)
+
+
+class BodyGuard:
+    """Refuses a body that is too long, or too slow, before it is buffered."""
+
+    def __init__(self, scope: Scope, receive: Receive) -> None:
+        limits = service_of(Request(scope)).limits
+        headers = dict(scope["headers"])
+        self._receive = receive
+        self._is_batch = headers.get(b"content-type", b"").startswith(BATCH.encode())
+        self._limit = limits.max_body_bytes if self._is_batch else limits.max_json_bytes
+        # That it is a number is checked by the server; and that the body is as long, too.
+        self._announced = int(headers.get(b"content-length", 0))
+        self._timeout_s = limits.body_timeout_s
+        self._deadline = asyncio.get_running_loop().time() + limits.body_timeout_s
+        self._received = 0
+        self._is_complete = False
+
+    async def receive(self) -> Message:
+        """Return the next message.
+
+        Raises:
+            RefusedError: The body is too long, or did not come in time.
+        """
+        if self._is_complete:
+            return await self._receive()  # says when the client is gone, in its own good time
+        if self._announced > self._limit:
+            raise self._too_large(self._announced)
+        try:
+            async with asyncio.timeout_at(self._deadline):
+                message = await self._receive()
+        except TimeoutError:
+            raise RefusedError(
+                408,
+                "BodyTooSlow",
+                f"the body did not arrive within {self._timeout_s:g} s",
+                headers={"Connection": "close"},
+            ) from None
+        self._received += len(message.get("body", b""))
+        self._is_complete = not message.get("more_body", False)
+        if self._received > self._limit:
+            raise self._too_large(self._received)
+        return message
+
+    def _too_large(self, size: int) -> RefusedError:
+        kind = "a batch" if self._is_batch else "JSON"
+        return RefusedError(
+            413,
+            "BodyTooLarge",
+            f"{size} bytes of {kind}; at most {self._limit} are taken",
+            headers={"Connection": "close"},
+        )
+
+
+class StreamRoute(GuardedRoute):
+    """The same for answers that stay: they don't count as calls under way."""
+
+    async def handle(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Serve a stream."""
+        await APIRoute.handle(self, scope, receive, send)

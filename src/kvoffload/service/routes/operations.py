@@ -1,0 +1,116 @@
+"""Endpoints for those who run the service: counters, events, health."""
+
+from __future__ import annotations
+
+import time
+from importlib.metadata import version
+from typing import Annotated, Any
+
+from fastapi import APIRouter, Query, Request, Response
+from fastapi.responses import JSONResponse
+
+from ...events import Subscription
+from ...types import TierState
+from ..dependencies import Overseen, Reader
+from ..guard import GuardedRoute, StreamRoute
+from ..problems import RefusedError, documented, streamed
+from ..schemas import Alive, Overview, Readiness, Stats
+from ..state import Service, service_of
+from ..streams import StreamResponse, server_sent, stats_to_json
+
+router = APIRouter(route_class=GuardedRoute, tags=["operations"])
+streams = APIRouter(route_class=StreamRoute, tags=["operations"])
+health = APIRouter(tags=["health"])
+
+
+@router.get("/stats", responses=documented(), response_model=Stats)
+async def stats(caller: Reader) -> Response:
+    """Return the counters of a namespace."""
+    return JSONResponse(stats_to_json(caller.view.get_stats()))
+
+
+@router.get("/overview", responses=documented(), response_model=Overview)
+async def overview(service: Overseen) -> Response:
+    """Return the whole service at one moment."""
+    return JSONResponse(_overview(service))
+
+
+@streams.get(
+    "/events",
+    response_class=Response,
+    responses=streamed("text/event-stream", "Server-sent events") | documented(),
+)
+async def events(
+    caller: Reader,
+    everywhere: Annotated[
+        bool, Query(alias="all", description="Of all namespaces, for tokens that see them all")
+    ] = False,
+) -> Response:
+    """Tell what happens to the blocks of a namespace, from now on."""
+    service = caller.service
+    if everywhere and not caller.principal.sees_all:
+        raise RefusedError(
+            403, "Forbidden", "this is for tokens with the right 'admin' in all namespaces"
+        )
+    subscription = service.manager.events() if everywhere else caller.view.events()
+    assert isinstance(subscription, Subscription)
+    service.begin_stream()
+    return StreamResponse(
+        server_sent(subscription),
+        "text/event-stream",
+        draining=service.draining,
+        on_end=service.end_stream,
+    )
+
+
+@health.get("/livez")
+async def livez() -> Alive:
+    """Say that the process answers."""
+    return Alive(status="alive")
+
+
+@health.get("/readyz", responses={503: {"model": Readiness, "description": "Not ready"}})
+async def readyz(request: Request) -> Response:
+    """Say whether the service takes work, and what each tier can do."""
+    try:
+        service = service_of(request)
+    except RefusedError:
+        return JSONResponse({"status": "closed", "tiers": {}}, 503)
+    tiers = {name: tier.state for name, tier in service.manager.get_stats().tiers.items()}
+    status = "ready"
+    if service.draining.is_set():
+        status = "draining"
+    elif any(state is TierState.READ_ONLY for state in tiers.values()):
+        status = "degraded"  # it serves what it has
+    body = {"status": status, "tiers": {name: state.value for name, state in tiers.items()}}
+    return JSONResponse(body, 503 if status == "draining" else 200)
+
+
+def _overview(service: Service) -> dict[str, Any]:
+    manager = service.manager
+    namespaces: dict[str, dict[str, float | None]] = {}
+    for name in manager.namespaces():
+        found = manager.namespace(name).get_stats()
+        namespaces[name] = {
+            "hits": found.hits,
+            "misses": found.misses,
+            "stored": found.stored,
+            "rejected": found.rejected,
+            "evictions": found.evictions,
+            "blocks": sum(tier.blocks for tier in found.tiers.values()),
+            "bytes": sum(tier.bytes for tier in found.tiers.values()),
+            "max_bytes": None,
+            "reserved_bytes": 0,
+        }
+    return {
+        "version": version("kvoffload"),
+        "time": time.time(),
+        "uptime_s": time.monotonic() - service.started_at,
+        "draining": service.draining.is_set(),
+        "stats": stats_to_json(manager.get_stats()),
+        "namespaces": namespaces,
+        "latencies": {},
+        "loop_lag": {},
+        "sessions": len(service.sessions),
+        "requests_total": service.calls_total,
+    }

@@ -1,0 +1,339 @@
+"""Endpoints on what a client holds between its calls."""
+
+from __future__ import annotations
+
+import secrets
+from collections.abc import AsyncIterator, Sequence
+from contextlib import asynccontextmanager, suppress
+from typing import Annotated
+
+from fastapi import APIRouter, Depends, Request, Response
+
+from ...errors import ConfigError, NotPinnedError
+from ...request import RequestScope
+from ...retention import as_retention
+from ...types import BlockHash, SlotEntry
+from ..access import Principal
+from ..batches import BatchReader, BatchResponse
+from ..dependencies import (
+    Caller,
+    NamespaceName,
+    Reader,
+    ReadingMember,
+    WritingMember,
+    principal_of,
+)
+from ..guard import GuardedRoute, StreamRoute
+from ..problems import RefusedError, documented, streamed
+from ..schemas import (
+    Chain,
+    LoadHit,
+    Plan,
+    PlanBody,
+    PrepareAnswer,
+    Prepared,
+    RequestChain,
+    RequestInfo,
+    RetentionChange,
+    SessionInfo,
+    SlotInfo,
+    StoreChain,
+    Stored,
+    TierInfo,
+)
+from ..sessions import HeldRequest, Session
+from ..state import Service, service_of
+from ..streams import SessionStream, StreamResponse
+from ..wire import hashes_to_text
+from .blocks import BATCH_ANSWER, BATCH_BODY, as_stored
+
+router = APIRouter(route_class=GuardedRoute, prefix="/sessions", tags=["sessions"])
+streams = APIRouter(route_class=StreamRoute, prefix="/sessions", tags=["sessions"])
+
+
+@router.post("", status_code=201, responses=documented())
+async def open_session(caller: Reader) -> SessionInfo:
+    """Open a session: what a client holds ends with it."""
+    service = caller.service
+    session = service.sessions.open(service.manager, caller.namespace, caller.principal)
+    return _info(service, session)
+
+
+@streams.get(
+    "/{session}/stream",
+    response_class=Response,
+    responses=streamed("application/x-ndjson", "Lines of JSON") | documented(404, 409),
+)
+async def follow_session(
+    request: Request,
+    session: str,
+    principal: Annotated[Principal, Depends(principal_of)],
+    namespace: NamespaceName = "",
+) -> Response:
+    """Tell what happens in the session's namespace; the session ends with this connection."""
+    service = service_of(request)
+    found = service.sessions.find(session, namespace, principal)
+    if found.stream is not None:
+        raise RefusedError(409, "SessionInUse", "a session has one stream, and this one has it")
+    hello = _info(service, found).model_dump()
+    found.stream = SessionStream(found.view, hello)
+    return StreamResponse(
+        found.stream.lines(),
+        "application/x-ndjson",
+        draining=service.draining,
+        on_end=lambda: service.sessions.end(found),
+    )
+
+
+@router.delete("/{session}", status_code=204, responses=documented(404))
+async def end_session(
+    request: Request,
+    session: str,
+    principal: Annotated[Principal, Depends(principal_of)],
+    namespace: NamespaceName = "",
+) -> None:
+    """Give back all that the session holds."""
+    service = service_of(request)
+    await service.sessions.end(service.sessions.find(session, namespace, principal))
+
+
+# Two phases
+
+
+@router.post("/{session}/prepare_store", responses=documented(404, 507))
+async def prepare_store(
+    caller: WritingMember, body: StoreChain, response: Response
+) -> PrepareAnswer:
+    """Reserve slots for the blocks that are neither there nor on their way."""
+    session = _session_of(caller)
+    hashes = caller.hashes(body.block_hashes)
+    session.check_holds(len(hashes), caller.service.limits)
+    output = await caller.view.prepare_store(hashes, sizes=body.sizes)
+    if output is None:
+        caller.tell(response, hashes)
+        return PrepareAnswer(prepared=None)
+    entries = output.store_spec.entries
+    session.reserved.update(zip(output.block_hashes_to_store, entries, strict=True))
+    caller.tell(response, [*hashes, *output.block_hashes_evicted])
+    return PrepareAnswer(
+        prepared=Prepared(
+            to_store=hashes_to_text(output.block_hashes_to_store),
+            entries=[_slot(each) for each in entries],
+            evicted=hashes_to_text(output.block_hashes_evicted),
+        )
+    )
+
+
+@router.post(
+    "/{session}/complete_store",
+    status_code=204,
+    openapi_extra=BATCH_BODY,
+    responses=documented(404, 415),
+)
+async def complete_store(caller: WritingMember, request: Request, response: Response) -> None:
+    """Fill reserved slots and publish their blocks; those that are not reserved are passed over.
+
+    The bytes go straight into the slots. A body that does not arrive whole gives them up.
+    """
+    session = _session_of(caller)
+    batch = BatchReader(request, caller.service.limits, caller.service.block_bytes)
+    header = await batch.header()
+    hashes = header.block_hashes
+    reserved = {each: session.reserved.pop(each) for each in hashes if each in session.reserved}
+    mine: dict[BlockHash, memoryview] = {}
+    for block_hash, entry in reserved.items():
+        with suppress(NotPinnedError):  # its time was up: a late complete changes nothing
+            mine[block_hash] = entry.view
+    is_whole = False
+    try:
+        views = [
+            _place_of(mine.get(each), size) for each, size in zip(hashes, header.sizes, strict=True)
+        ]
+        await batch.fill(views)
+        is_whole = True
+    finally:
+        done = list(mine)
+        mine.clear()
+        views = []
+        if not is_whole:
+            await caller.view.complete_store(done, success=False)
+    await caller.view.complete_store(done)
+    caller.tell(response, hashes)
+
+
+@router.post("/{session}/abandon_store", status_code=204, responses=documented(404))
+async def abandon_store(caller: WritingMember, body: Chain, response: Response) -> None:
+    """Give reserved slots up."""
+    session = _session_of(caller)
+    hashes = caller.hashes(body.block_hashes)
+    mine = [each for each in dict.fromkeys(hashes) if session.reserved.pop(each, None) is not None]
+    await caller.view.complete_store(mine, success=False)
+    caller.tell(response, hashes)
+
+
+@router.post(
+    "/{session}/prepare_load",
+    response_class=Response,
+    responses=BATCH_ANSWER | documented(404, 507),
+)
+async def prepare_load(caller: ReadingMember, body: Chain) -> Response:
+    """Pin blocks until `complete_load`, or the session's end, and send them."""
+    session = _session_of(caller)
+    hashes = caller.hashes(body.block_hashes)
+    session.check_holds(len(hashes), caller.service.limits)
+    spec = await caller.view.prepare_load(hashes)
+    session.held.update(hashes)
+    return BatchResponse(
+        _views_of(spec.entries),
+        hashes,
+        timeout_s=caller.service.limits.body_timeout_s,
+        describe=lambda: caller.told(hashes),
+        more={"entries": [_slot(each).model_dump() for each in spec.entries]},
+    )
+
+
+@router.post("/{session}/complete_load", status_code=204, responses=documented(404, 409))
+async def complete_load(caller: ReadingMember, body: Chain, response: Response) -> None:
+    """Unpin what `prepare_load` pinned in this session."""
+    session = _session_of(caller)
+    hashes = caller.hashes(body.block_hashes)
+    session.release(hashes)
+    try:
+        await caller.view.complete_load(hashes)
+    except NotPinnedError:  # the time of one was up; nothing was changed
+        session.held.update(hashes)
+        raise
+    caller.tell(response, hashes)
+
+
+# Requests
+
+
+@router.post("/{session}/requests", status_code=201, responses=documented(404))
+async def open_request(
+    caller: ReadingMember, body: RequestChain, response: Response
+) -> RequestInfo:
+    """Open the scope of one prompt's chain: its hit blocks stay until it is left."""
+    session = _session_of(caller)
+    hashes = caller.hashes(body.block_hashes)
+    session.check_holds(1, caller.service.limits)
+    scope = caller.view.request(
+        hashes, wait_pending_s=body.wait_pending_s, retention=body.as_retention()
+    )
+    assert isinstance(scope, RequestScope)
+    await scope.__aenter__()
+    name = secrets.token_urlsafe(8)
+    session.requests[name] = HeldRequest(scope, hashes)
+    caller.tell(response, hashes)
+    return RequestInfo(request=name, hit=scope.hit)
+
+
+@router.post(
+    "/{session}/requests/{name}/load",
+    response_class=Response,
+    responses=BATCH_ANSWER | documented(404, 507),
+)
+async def load_request(caller: ReadingMember, name: str, body: LoadHit) -> Response:
+    """Send the request's hit blocks, or the first of them."""
+    held = _session_of(caller).request(name)
+    lease = held.scope.load(body.num_blocks, timeout_s=body.timeout_s)
+    count = held.scope.hit if body.num_blocks is None else body.num_blocks
+    hashes = held.block_hashes[:count]
+    return BatchResponse(
+        lease,
+        hashes,
+        timeout_s=caller.service.limits.body_timeout_s,
+        describe=lambda: caller.told(hashes),
+    )
+
+
+@router.post("/{session}/requests/{name}/plan", responses=documented(404))
+async def plan_request(caller: ReadingMember, name: str, body: PlanBody) -> Plan:
+    """Say how many of the hit blocks are worth loading."""
+    plan = (
+        _session_of(caller)
+        .request(name)
+        .scope.plan(
+            tokens_per_s=body.tokens_per_s,
+            block_tokens=body.block_tokens,
+            deadline_s=body.deadline_s,
+        )
+    )
+    return Plan(blocks=plan.blocks, load_s=plan.load_s, compute_s=plan.compute_s)
+
+
+@router.post(
+    "/{session}/requests/{name}/store",
+    openapi_extra=BATCH_BODY,
+    responses=documented(404, 415, 507),
+)
+async def store_request(
+    caller: WritingMember, name: str, request: Request, response: Response
+) -> Stored:
+    """Store the next blocks of the request's chain: all of a body that arrives whole, or none."""
+    held = _session_of(caller).request(name)
+    batch = BatchReader(request, caller.service.limits, caller.service.block_bytes)
+    sizes = (await batch.header()).sizes
+    result = await held.scope.store_from(len(sizes), batch.groups(sizes))
+    caller.tell(response, held.block_hashes)
+    return as_stored(result)
+
+
+@router.patch("/{session}/requests/{name}", status_code=204, responses=documented(404))
+async def change_request(caller: ReadingMember, name: str, body: RetentionChange) -> None:
+    """Say how likely, or how soon, the request's chain is used again."""
+    _session_of(caller).request(name).scope.retention = as_retention(body.as_retention())
+
+
+@router.delete("/{session}/requests/{name}", status_code=204, responses=documented(404))
+async def end_request(caller: ReadingMember, name: str, response: Response) -> None:
+    """Leave the request's scope: one use of its whole chain."""
+    session = _session_of(caller)
+    held = session.request(name)
+    del session.requests[name]
+    await held.scope.__aexit__(None, None, None)
+    caller.tell(response, held.block_hashes)
+
+
+# Inside
+
+
+def _session_of(caller: Caller) -> Session:
+    assert caller.session is not None
+    return caller.session
+
+
+def _info(service: Service, session: Session) -> SessionInfo:
+    stats = service.manager.get_stats()
+    return SessionInfo(
+        session=session.id,
+        ttl_s=service.limits.session_ttl_s,
+        namespace=session.namespace,
+        block_bytes=service.block_bytes,
+        tiers=[
+            TierInfo(name=name, medium=tier.medium.value, num_blocks=tier.capacity_blocks)
+            for name, tier in stats.tiers.items()
+        ],
+    )
+
+
+def _slot(entry: SlotEntry) -> SlotInfo:
+    return SlotInfo(slot=entry.slot, tier=entry.tier, medium=entry.medium.value)
+
+
+def _place_of(reserved: memoryview | None, size: int) -> memoryview:
+    """Return where a payload goes; that of a block that is not reserved goes nowhere.
+
+    Raises:
+        ConfigError: It has another size than what was reserved for it.
+    """
+    if reserved is None:
+        return memoryview(bytearray(size))
+    if size != reserved.nbytes:
+        raise ConfigError(f"{reserved.nbytes} bytes were reserved for a payload of {size}")
+    return reserved
+
+
+@asynccontextmanager
+async def _views_of(entries: Sequence[SlotEntry]) -> AsyncIterator[Sequence[memoryview]]:
+    yield [entry.view for entry in entries]

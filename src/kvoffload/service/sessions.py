@@ -1,0 +1,232 @@
+"""What a client holds: pins, reservations and requests, which end with its session."""
+
+from __future__ import annotations
+
+import logging
+import secrets
+from collections import Counter
+from collections.abc import Sequence
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
+
+import anyio
+
+from ..errors import NotPinnedError, OffloadError
+from ..keys import show_hash
+from ..managers.async_lru_manager import AsyncLRUManager, NamespaceView
+from ..request import RequestScope
+from ..types import BlockHash, SlotEntry
+from .access import Principal
+from .limits import Limits
+from .problems import RefusedError
+from .streams import SessionStream
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+log = logging.getLogger("kvoffload")
+
+
+@dataclass(slots=True, eq=False)
+class HeldRequest:
+    """A request scope that a client has open.
+
+    Attributes:
+        scope: The scope.
+        block_hashes: Its chain.
+    """
+
+    scope: RequestScope
+    block_hashes: Sequence[BlockHash]
+
+
+@dataclass(slots=True, eq=False)
+class Session:
+    """One client's pins, reservations and requests, in one namespace.
+
+    Attributes:
+        id: Its name, which can't be guessed.
+        namespace: The namespace.
+        principal: Who opened it; for others it is not there.
+        view: The manager as seen from inside the namespace.
+        held: Blocks that are pinned for it, with how often.
+        reserved: Blocks that are reserved for it, with where their bytes go.
+        requests: Open request scopes, by name.
+        stream: Tells the client what happens; `None` while it doesn't listen.
+        last_use: When it was used last.
+    """
+
+    id: str
+    namespace: str
+    principal: Principal
+    view: NamespaceView
+    last_use: float
+    held: Counter[BlockHash] = field(default_factory=Counter)
+    reserved: dict[BlockHash, SlotEntry] = field(default_factory=dict)
+    requests: dict[str, HeldRequest] = field(default_factory=dict)
+    stream: SessionStream | None = None
+    is_over: bool = False
+    _calls: int = 0
+    _idle: anyio.Event = field(default_factory=anyio.Event)
+
+    @property
+    def holds(self) -> int:
+        """How much it holds: blocks and requests."""
+        return self.held.total() + len(self.reserved) + len(self.requests)
+
+    @contextmanager
+    def call(self) -> Iterator[Session]:
+        """Keep the session from ending for as long as a call in it takes."""
+        self._calls += 1
+        try:
+            yield self
+        finally:
+            self._calls -= 1
+            self.last_use = anyio.current_time()
+            if not self._calls:
+                self._idle.set()
+                self._idle = anyio.Event()
+
+    @property
+    def is_busy(self) -> bool:
+        """Whether a call in it is under way."""
+        return self._calls > 0
+
+    def check_holds(self, more: int, limits: Limits) -> None:
+        """Refuse to hold too much.
+
+        Raises:
+            RefusedError: It would.
+        """
+        if self.holds + more > limits.max_held:
+            raise RefusedError(
+                429,
+                "TooManyHeld",
+                f"the session holds {self.holds} blocks and requests; at most {limits.max_held} "
+                "are kept for one: complete some first",
+            )
+
+    def request(self, name: str) -> HeldRequest:
+        """Return an open request.
+
+        Raises:
+            RefusedError: There is none of that name.
+        """
+        try:
+            return self.requests[name]
+        except KeyError:
+            raise RefusedError(
+                404, "SessionNotFound", "the session has no such request (any more)"
+            ) from None
+
+    def tell(self, block_hashes: Sequence[BlockHash]) -> dict[str, str]:
+        """Tell the client where blocks are now; return the headers of the answer to its call."""
+        return {} if self.stream is None else self.stream.tell(block_hashes)
+
+    def release(self, block_hashes: Sequence[BlockHash]) -> None:
+        """Unpin blocks, each once for each time that it is named.
+
+        Raises:
+            NotPinnedError: The session does not hold some that often; then nothing was changed.
+        """
+        wanted = Counter(block_hashes)
+        for block_hash, count in wanted.items():
+            if self.held[block_hash] < count:
+                raise NotPinnedError(
+                    f"complete_load of block {show_hash(block_hash)}, which no prepare_load of "
+                    "this session holds" + (" that often" if self.held[block_hash] else "")
+                )
+        self.held -= wanted
+
+    async def end(self) -> None:
+        """Give back all that it holds, once no call in it is under way."""
+        self.is_over = True
+        while self._calls:
+            await self._idle.wait()
+        requests, self.requests = self.requests, {}
+        for held in requests.values():
+            await held.scope.__aexit__(None, None, None)
+        pins, self.held = self.held, Counter()
+        for block_hash in pins.elements():
+            with suppress(NotPinnedError):  # its time was up
+                await self.view.complete_load([block_hash])
+        reserved, self.reserved = self.reserved, {}
+        if reserved:
+            await self.view.complete_store(list(reserved), success=False)
+
+
+class Sessions:
+    """All sessions of a service."""
+
+    def __init__(self, limits: Limits) -> None:
+        self._limits = limits
+        self._sessions: dict[str, Session] = {}
+
+    def __len__(self) -> int:
+        return len(self._sessions)
+
+    def open(self, manager: AsyncLRUManager, namespace: str, principal: Principal) -> Session:
+        """Start a session.
+
+        Raises:
+            RefusedError: There are too many.
+        """
+        if len(self._sessions) >= self._limits.max_sessions:
+            raise RefusedError(
+                429,
+                "TooManySessions",
+                f"{len(self._sessions)} sessions are open, and no more are served",
+                headers={"Retry-After": "1"},
+            )
+        session = Session(
+            secrets.token_urlsafe(16),
+            namespace,
+            principal,
+            manager.namespace(namespace),
+            anyio.current_time(),
+        )
+        self._sessions[session.id] = session
+        return session
+
+    def find(self, name: str, namespace: str, principal: Principal) -> Session:
+        """Return a session.
+
+        Raises:
+            RefusedError: There is none of that name for this principal in this namespace.
+        """
+        session = self._sessions.get(name)
+        if session is None or session.is_over or session.namespace != namespace:
+            session = None
+        if session is None or session.principal != principal:
+            raise RefusedError(404, "SessionNotFound", "there is no such session (any more)")
+        return session
+
+    async def end(self, session: Session) -> None:
+        """End a session and give back all that it holds; idempotent, also when cancelled."""
+        if self._sessions.pop(session.id, None) is None:
+            return
+        if session.stream is not None:
+            session.stream.end("the session ended")
+        with anyio.CancelScope(shield=True):
+            try:
+                await session.end()
+            except OffloadError as exc:  # the manager is closing: it takes back all by itself
+                log.debug("ending a session: %s", exc)
+
+    async def end_all(self) -> None:
+        """End every session."""
+        for session in list(self._sessions.values()):
+            await self.end(session)
+
+    async def reap(self) -> None:
+        """End sessions whose client was not heard of for too long; runs until cancelled."""
+        ttl_s = self._limits.session_ttl_s
+        while True:
+            await anyio.sleep(ttl_s / 4)
+            now = anyio.current_time()
+            for session in list(self._sessions.values()):
+                is_silent = session.stream is None and not session.is_busy
+                if is_silent and now - session.last_use > ttl_s:
+                    log.warning("a session was silent for %g s and has ended", ttl_s)
+                    await self.end(session)

@@ -1,0 +1,200 @@
+"""What a service tells over a connection that stays: events, and what a session's calls did."""
+
+from __future__ import annotations
+
+import json
+from collections import deque
+from collections.abc import AsyncGenerator, Awaitable, Callable, Mapping, Sequence
+from contextlib import aclosing
+from dataclasses import asdict
+from typing import Any
+
+import anyio
+from starlette.responses import Response
+from starlette.types import Receive, Scope, Send
+
+from ..events import OffloadingEvent, Subscription
+from ..managers.async_lru_manager import NamespaceView
+from ..metrics import ManagerStats
+from ..types import BlockHash
+from .wire import SEQUENCE_HEADER, hash_to_text, hashes_to_text
+
+BEAT_S = 15.0
+"""Seconds of silence after which a stream says that it is still there."""
+MOST_LINES = 1024
+"""Lines that a stream holds for a slow reader before it takes no more events from the manager,
+which then counts what the reader misses."""
+
+
+def stats_to_json(stats: ManagerStats) -> dict[str, Any]:
+    """Return counters as JSON."""
+    body = asdict(stats)
+    for tier in body["tiers"].values():
+        tier["medium"] = tier["medium"].value
+        tier["state"] = tier["state"].value
+    return body
+
+
+def event_to_json(event: OffloadingEvent) -> dict[str, Any]:
+    """Return an event as JSON."""
+    return {
+        "kind": event.kind.value,
+        "block_hashes": hashes_to_text(event.block_hashes),
+        "tier": event.tier,
+        "medium": event.medium.value,
+        "namespace": event.namespace,
+        "sequence": event.sequence,
+        "missed": event.missed,
+        "detail": event.detail,
+    }
+
+
+class SessionStream:
+    """The numbered lines that tell a session's client what happens in its namespace."""
+
+    def __init__(self, view: NamespaceView, hello: Mapping[str, Any]) -> None:
+        events = view.events()
+        assert isinstance(events, Subscription)
+        self._view = view
+        self._events = events
+        self._lines: deque[bytes] = deque()
+        self._number = -1
+        self._stats: dict[str, Any] | None = None
+        self._wake = anyio.Event()
+        self._is_over = False
+        self._put({"hello": hello})
+        events.on_put = self._wake_up
+
+    def tell(self, block_hashes: Sequence[BlockHash]) -> dict[str, str]:
+        """Add what has happened so far, where blocks are now, and the counters if they changed.
+
+        Returns:
+            The header that names the last line: a client that waits for it before it returns from
+            its call sees what the call did.
+        """
+        self._take_events()
+        if len(self._lines) < MOST_LINES:
+            if block_hashes:
+                once = list(dict.fromkeys(block_hashes))
+                found = self._view.locate(once)
+                places = [
+                    [hash_to_text(each), place.state.value, place.tier]
+                    for each, place in zip(once, found, strict=True)
+                ]
+                self._put({"locations": places})
+            stats = stats_to_json(self._view.get_stats())
+            if stats != self._stats:
+                self._stats = stats
+                self._put({"stats": stats})
+        return {SEQUENCE_HEADER: str(self._number)}
+
+    def end(self, why: str) -> None:
+        """Let the lines end."""
+        if not self._is_over:
+            self._put({"end": why})
+            self._is_over = True
+
+    async def lines(self) -> AsyncGenerator[bytes]:
+        """Yield the lines, until the session or the manager ends."""
+        while True:
+            self._take_events()
+            while self._lines:
+                yield self._lines.popleft()
+            if self._events.is_over:
+                self.end("the service is closing")
+            if self._is_over and not self._lines:
+                return
+            self._wake = anyio.Event()
+            with anyio.move_on_after(BEAT_S) as silence:
+                await self._wake.wait()
+            if silence.cancelled_caught:
+                self._put({"beat": True})
+
+    def _take_events(self) -> None:
+        if len(self._lines) < MOST_LINES:
+            for event in self._events.take():
+                self._put({"event": event_to_json(event)})
+
+    def _put(self, line: Mapping[str, Any]) -> None:
+        if self._is_over:
+            return
+        self._number += 1
+        body = json.dumps({"n": self._number, **line}, separators=(",", ":"))
+        self._lines.append(body.encode() + b"\n")
+        self._wake_up()
+
+    def _wake_up(self) -> None:
+        self._wake.set()
+
+
+async def server_sent(events: Subscription) -> AsyncGenerator[bytes]:
+    """Yield events as server-sent ones, and a comment in each longer silence."""
+    yield b": events of kvoffload\n\n"
+    while True:
+        is_open = True
+        with anyio.move_on_after(BEAT_S) as waiting:
+            is_open = await events.wait()
+        if waiting.cancelled_caught:
+            yield b": beat\n\n"
+            continue
+        if not is_open:
+            return
+        for event in events.take():
+            data = json.dumps(event_to_json(event), separators=(",", ":"))
+            yield f"id: {event.sequence}\nevent: {event.kind.value}\ndata: {data}\n\n".encode()
+
+
+class StreamResponse(Response):
+    """Sends pieces as they come, until they end, the client goes away, or the service drains.
+
+    Args:
+        pieces: What to send; closed in any case.
+        media_type: Its type.
+        draining: Set when the service is told to stop.
+        on_end: Awaited when the sending has ended, however it did.
+    """
+
+    def __init__(
+        self,
+        pieces: AsyncGenerator[bytes],
+        media_type: str,
+        *,
+        draining: anyio.Event,
+        on_end: Callable[[], Awaitable[None]] | None = None,
+    ) -> None:
+        super().__init__(media_type=media_type, headers={"cache-control": "no-store"})
+        del self.headers["content-length"]
+        self._pieces = pieces
+        self._draining = draining
+        self._on_end = on_end
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Send the pieces."""
+        is_gone = False
+        try:
+            async with anyio.create_task_group() as group:
+
+                async def stop_when_gone() -> None:
+                    nonlocal is_gone
+                    while (await receive())["type"] != "http.disconnect":
+                        pass
+                    is_gone = True
+                    group.cancel_scope.cancel()
+
+                async def stop_when_draining() -> None:
+                    await self._draining.wait()
+                    group.cancel_scope.cancel()
+
+                group.start_soon(stop_when_gone)
+                group.start_soon(stop_when_draining)
+                headers = self.raw_headers
+                await send({"type": "http.response.start", "status": 200, "headers": headers})
+                async with aclosing(self._pieces) as pieces:
+                    async for piece in pieces:
+                        await send({"type": "http.response.body", "body": piece, "more_body": True})
+                group.cancel_scope.cancel()
+        finally:
+            if self._on_end is not None:
+                await self._on_end()
+        if not is_gone:
+            await send({"type": "http.response.body", "body": b"", "more_body": False})
