@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import AsyncIterator, Callable
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
-from importlib.metadata import version
 
 from fastapi import APIRouter, FastAPI
 
@@ -12,7 +11,7 @@ from ..managers.async_lru_manager import AsyncLRUManager
 from .access import AccessControl
 from .limits import Limits
 from .routes import blocks, operations, sessions
-from .state import STATE, Service, running
+from .state import STATE, VERSION, Service, running
 
 Lifespan = Callable[[FastAPI], AbstractAsyncContextManager[None]]
 
@@ -72,7 +71,7 @@ def create_app(
     """
     app = FastAPI(
         title="kvoffload",
-        version=version("kvoffload"),
+        version=VERSION,
         description="Keeps the KV-cache blocks of language models in memory and on disk.",
         lifespan=lifespan_of(make_manager, access, limits or Limits()),
     )

@@ -36,7 +36,9 @@ class GuardedRoute(APIRoute):
             try:
                 return await handler(request)
             except (*ANSWERED, ClientDisconnect) as exc:
-                answer = answer_to(exc)
+                # What stops the reading of a body, FastAPI makes its own error of.
+                cause = exc.__cause__
+                answer = answer_to(cause if isinstance(cause, RefusedError) else exc)
                 if answer is None:
                     raise
                 return answer

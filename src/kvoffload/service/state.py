@@ -6,6 +6,7 @@ import time
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
+from importlib.metadata import version
 
 import anyio
 from starlette.requests import HTTPConnection
@@ -16,6 +17,8 @@ from .limits import Limits
 from .problems import RefusedError
 from .sessions import Sessions
 
+VERSION = version("kvoffload")
+"""Read once, for it is read from a file."""
 STATE = "kvoffload"
 """Where an application's `state` has the service."""
 

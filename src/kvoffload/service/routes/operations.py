@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import time
-from importlib.metadata import version
 from typing import Annotated, Any
 
 from fastapi import APIRouter, Query, Request, Response
@@ -15,7 +14,7 @@ from ..dependencies import Overseen, Reader
 from ..guard import GuardedRoute, StreamRoute
 from ..problems import RefusedError, documented, streamed
 from ..schemas import Alive, Overview, Readiness, Stats
-from ..state import Service, service_of
+from ..state import VERSION, Service, service_of
 from ..streams import StreamResponse, server_sent, stats_to_json
 
 router = APIRouter(route_class=GuardedRoute, tags=["operations"])
@@ -103,7 +102,7 @@ def _overview(service: Service) -> dict[str, Any]:
             "reserved_bytes": 0,
         }
     return {
-        "version": version("kvoffload"),
+        "version": VERSION,
         "time": time.time(),
         "uptime_s": time.monotonic() - service.started_at,
         "draining": service.draining.is_set(),
