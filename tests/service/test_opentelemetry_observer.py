@@ -13,6 +13,7 @@ from opentelemetry.trace import StatusCode
 
 from kvoffload import BlockNotFoundError
 from kvoffload.integrations.opentelemetry import OpenTelemetryObserver
+from kvoffload.testing import small_manager
 
 
 class Spans:
@@ -249,4 +250,29 @@ async def test_requests_that_overlap_without_end_leave_nothing_behind(spans: Spa
 def test_without_a_provider_it_is_the_global_one() -> None:
     with OpenTelemetryObserver()("load", "", 1) as span:
         assert not span.is_recording()
+    assert none_is_current()
+
+
+async def test_a_manager_tells_what_it_does(spans: Spans) -> None:
+    async with small_manager() as kv:
+        kv.observe(spans.observer)
+        await kv.namespace("team").store(["a"], [b"x"])
+        async with kv.request(["a", "b"]) as request:
+            await request.store([b"x"])
+            async with kv.load(["a"]):
+                pass
+            in_another_task = asyncio.create_task(kv.store(["c"], [b"y"]))
+            await in_another_task
+        with pytest.raises(BlockNotFoundError):
+            async with kv.load(["nowhere"]):
+                pass
+    request_id = id_of(spans.one("kvoffload.request"))
+    stores = [
+        (span.attributes and span.attributes["kvoffload.namespace"], parent_of(span))
+        for span in spans.named("kvoffload.store")
+    ]
+    assert stores == [("team", None), ("", request_id), ("", request_id)]
+    inside, alone = spans.named("kvoffload.load")
+    assert (parent_of(inside), inside.status.status_code) == (request_id, StatusCode.UNSET)
+    assert (parent_of(alone), alone.status.status_code) == (None, StatusCode.ERROR)
     assert none_is_current()
