@@ -56,6 +56,19 @@ def test_quantiles_are_interpolated_as_in_a_query() -> None:
     assert histogram.quantile(1) == 4
 
 
+def test_a_summary() -> None:
+    histogram = Histogram([1, 2, 4])
+    for seconds in (0.5, 0.5, 3, 3):
+        histogram.observe(seconds)
+    assert histogram.snapshot().summary() == {
+        "count": 4,
+        "sum_s": 7,
+        "p50_s": 1,
+        "p95_s": pytest.approx(3.8),
+        "p99_s": pytest.approx(3.96),
+    }
+
+
 def test_no_observation_has_no_quantile() -> None:
     assert Histogram().quantile(0.5) == 0
     with pytest.raises(ValueError, match="between 0 and 1"):

@@ -65,6 +65,16 @@ class HistogramSnapshot:
             lower = upper
         return lower if below < self.count else 0.0
 
+    def summary(self) -> dict[str, float]:
+        """Return the figures that people look at, as plain values."""
+        return {
+            "count": self.count,
+            "sum_s": self.sum_s,
+            "p50_s": self.quantile(0.5),
+            "p95_s": self.quantile(0.95),
+            "p99_s": self.quantile(0.99),
+        }
+
     def __add__(self, other: HistogramSnapshot) -> HistogramSnapshot:
         """Return both together."""
         self._check(other)
