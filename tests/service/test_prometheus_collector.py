@@ -294,7 +294,7 @@ async def test_an_older_snapshot_adds_nothing() -> None:
     manager = StandIn(by_namespace={"": stats(), "a": stats(5)})
     collector = KVOffloadCollector(manager, max_namespaces=1)
     slow = collector.gather()
-    for _ in range(3):
+    for _ in range(4):  # the manager, the names, each of the two
         next(slow)
     manager.by_namespace["a"] = stats(9)
     assert values(parse(await render(collector)), "kvoffload_namespace_hits_total") == {

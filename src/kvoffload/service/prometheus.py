@@ -13,9 +13,11 @@ or with what else you export, where holding the loop for the scrape is acceptabl
 
 from __future__ import annotations
 
-from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from heapq import heappush, heappushpop
 from importlib.metadata import version
-from operator import add, attrgetter
+from operator import add, attrgetter, itemgetter, sub
 from typing import Protocol, runtime_checkable
 
 from prometheus_client import Metric
@@ -111,11 +113,13 @@ class KVOffloadCollector(Collector):
         """Take a snapshot in steps, between which others may run; a namespace's is in one step."""
         service = self._service() if self._service is not None else None
         stats = self._manager.get_stats()
+        yield
         rows: Sequence[NamespaceRow] = ()
         known: int | None = None
         if isinstance(self._manager, HasNamespaces):
             names = self._manager.namespaces()
             known = len(names)
+            yield
             if self._max_namespaces:
                 rows = yield from self._gather_namespaces(self._manager, names, len(stats.tiers))
         operations: list[TimingRow] = []
@@ -144,37 +148,36 @@ class KVOffloadCollector(Collector):
         self, manager: HasNamespaces, names: Sequence[str], num_tiers: int
     ) -> Generator[None, None, list[NamespaceRow]]:
         rest = self._rest
-        own = names[0] if names else None
-        rows: dict[str, NamespaceRow] = {}
-        sizes: dict[str, int] = {}
-        for name in names:
+        largest: list[tuple[bool, int, bool, int, str, _Usage]] = []
+        counters: dict[str, tuple[int, ...]] = {}
+        total = _Usage((0,) * len(PRESENT), (0,) * (2 * num_tiers))
+        for number, name in enumerate(names):
             stats = manager.namespace(name).get_stats()
-            row = _namespace_row(name, "own" if name == own else "named", stats)
-            rows[name] = row
-            sizes[name] = sum(size for _, size in row.tiers)
+            usage = _Usage.of(stats)
+            counters[name] = _counters(stats)
+            total += usage
+            # Of equal ones those that have series already; then those that are named first.
+            rank = (number == 0, sum(usage.tiers[1::2]), name in rest.members, -number)
+            if len(largest) < self._max_namespaces:
+                heappush(largest, (*rank, name, usage))
+            else:
+                heappushpop(largest, (*rank, name, usage))
             yield
-        if len(names) <= self._max_namespaces:
-            members = names
-        else:
-            # Of equal ones those that have series already; then it is the names that decide.
-            ranked = sorted(
-                names, key=lambda name: (name != own, -sizes[name], name not in rest.members, name)
-            )
-            members = ranked[: self._max_namespaces]
         # Another scrape may have its own members by the next turn; this one goes on with these.
-        rest.members = shown = frozenset(members)
-        yield
-        others: list[NamespaceRow] = []
+        rest.members = shown = frozenset(name for *_, name, _ in largest)
         for name in names:
-            rest.count(name, rows[name].counters, apart=name in shown)
-            if name not in shown:
-                others.append(rows[name])
+            rest.count(name, counters[name], apart=name in shown)
             yield
-        rest.forget(rows)
-        result = [rows[name] for name in names if name in shown]
-        if others or any(rest.counters):
-            result.append((yield from _sum(rest.counters, others, num_tiers)))
-        return result
+        rest.forget(counters)
+        rows = []
+        for is_own, _, _, _, name, usage in sorted(largest, key=itemgetter(3), reverse=True):
+            labels = Labels(namespace=name, scope="own" if is_own else "named")
+            rows.append(usage.row(labels, counters[name]))
+            total -= usage
+            yield
+        if len(shown) < len(names) or any(rest.counters):
+            rows.append(total.row(Labels(namespace="other", scope="other"), rest.counters))
+        return rows
 
 
 async def render(
@@ -197,6 +200,33 @@ async def render(
     return await turns.join(lines(_read(snapshot), exposition))
 
 
+@dataclass(frozen=True, slots=True)
+class _Usage:
+    """What a namespace, or several, have now: `PRESENT`, and blocks and bytes of each tier."""
+
+    present: tuple[int, ...]
+    tiers: tuple[int, ...]
+
+    @classmethod
+    def of(cls, stats: ManagerStats) -> _Usage:
+        tiers = stats.tiers.values()
+        return cls(_present(stats), tuple(n for tier in tiers for n in (tier.blocks, tier.bytes)))
+
+    def __add__(self, more: _Usage) -> _Usage:
+        return _Usage(
+            tuple(map(add, self.present, more.present)), tuple(map(add, self.tiers, more.tiers))
+        )
+
+    def __sub__(self, part: _Usage) -> _Usage:
+        return _Usage(
+            tuple(map(sub, self.present, part.present)), tuple(map(sub, self.tiers, part.tiers))
+        )
+
+    def row(self, labels: Labels, counters: Sequence[int]) -> NamespaceRow:
+        tiers = list(zip(self.tiers[::2], self.tiers[1::2], strict=True))
+        return NamespaceRow(labels, counters, self.present, tiers)
+
+
 class _Rest:
     """Counts what happens in namespaces while they have no series of their own."""
 
@@ -217,31 +247,10 @@ class _Rest:
             self.counters = list(map(add, self.counters, grown))
         self._seen[name] = tuple(map(max, counters, seen))
 
-    def forget(self, known: Iterable[str]) -> None:
+    def forget(self, known: Mapping[str, object]) -> None:
         """Drop what was seen of namespaces that are gone; if one comes back, it starts anew."""
-        if len(self._seen) > len(known := set(known)):
+        if len(self._seen) > len(known):
             self._seen = {name: seen for name, seen in self._seen.items() if name in known}
-
-
-def _namespace_row(name: str, scope: str, stats: ManagerStats) -> NamespaceRow:
-    return NamespaceRow(
-        Labels(namespace=name, scope=scope),
-        _counters(stats),
-        _present(stats),
-        [(tier.blocks, tier.bytes) for tier in stats.tiers.values()],
-    )
-
-
-def _sum(
-    counters: Sequence[int], others: Sequence[NamespaceRow], num_tiers: int
-) -> Generator[None, None, NamespaceRow]:
-    present = [0] * len(PRESENT)
-    tiers = [(0, 0)] * num_tiers
-    for row in others:
-        present = list(map(add, present, row.present))
-        tiers = [(a + c, b + d) for (a, b), (c, d) in zip(tiers, row.tiers, strict=True)]
-        yield
-    return NamespaceRow(Labels(namespace="other", scope="other"), counters, present, tiers)
 
 
 def _timing_rows(
