@@ -69,7 +69,7 @@ def test_importing_needs_no_extra() -> None:
     code = (
         "import sys, kvoffload, kvoffload.testing;"
         "extras = {'typer', 'rich', 'fastapi', 'uvicorn', 'pydantic', 'prometheus_client',"
-        " 'pytest', 'hypothesis', 'uvloop'};"
+        " 'opentelemetry', 'pytest', 'hypothesis', 'uvloop'};"
         "sys.exit(', '.join(extras & set(sys.modules)) or 0)"
     )
     result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
