@@ -8,10 +8,11 @@ from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from fastapi import APIRouter, FastAPI
 
 from ..managers.async_lru_manager import AsyncLRUManager
+from . import VERSION
 from .access import AccessControl
 from .limits import Limits
 from .routes import blocks, operations, sessions
-from .state import STATE, VERSION, Service, running
+from .state import STATE, Service, running
 
 Lifespan = Callable[[FastAPI], AbstractAsyncContextManager[None]]
 
@@ -30,6 +31,7 @@ def create_router() -> APIRouter:
         operations.streams,
     ):
         router.include_router(each, prefix="/v1")
+    router.include_router(operations.metrics)
     router.include_router(operations.health)
     return router
 

@@ -16,7 +16,6 @@ from __future__ import annotations
 from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from heapq import heappush, heappushpop
-from importlib.metadata import version
 from operator import add, attrgetter, itemgetter, sub
 from typing import Protocol, runtime_checkable
 
@@ -24,12 +23,11 @@ from prometheus_client import Metric
 from prometheus_client.registry import Collector
 
 from ..metrics import ManagerStats
+from . import VERSION
 from .exposition import Exposition, Family, Labels, Sample, Turns, lines
 from .families import COUNTED, FAMILIES, PRESENT
 from .observing import Latencies, LoopLag, ServiceStats, TimingSnapshot
 from .snapshots import NamespaceRow, Snapshot, TimingRow
-
-VERSION = version("kvoffload")
 
 MAX_NAMESPACES = 200
 """Namespaces that have series of their own unless told otherwise; some 20 series each."""

@@ -6,7 +6,6 @@ import time
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
-from importlib.metadata import version
 
 import anyio
 from starlette.requests import HTTPConnection
@@ -14,11 +13,11 @@ from starlette.requests import HTTPConnection
 from ..managers.async_lru_manager import AsyncLRUManager
 from .access import AccessControl
 from .limits import Limits
+from .observing import Latencies, LoopLag, ServiceStats
 from .problems import RefusedError
+from .prometheus import KVOffloadCollector
 from .sessions import Sessions
 
-VERSION = version("kvoffload")
-"""Read once, for it is read from a file."""
 STATE = "kvoffload"
 """Where an application's `state` has the service."""
 
@@ -32,22 +31,44 @@ class Service:
         access: Who may call; `None` for nobody.
         limits: How much is taken on.
         sessions: What clients hold.
+        latencies: How long operations of the manager take.
+        loop_lag: How late the event loop is.
+        collector: The metrics of all this.
         draining: Set when the service was told to stop.
         calls: Calls that are under way.
         calls_total: Calls that were begun.
         streams: Streams of events that are open.
+        events_missed: Events that slow readers of streams missed.
         started_at: When it was opened, in seconds of `time.monotonic`.
     """
 
     manager: AsyncLRUManager
     access: AccessControl | None
     limits: Limits
-    sessions: Sessions
+    sessions: Sessions = field(init=False)
+    latencies: Latencies = field(default_factory=Latencies)
+    loop_lag: LoopLag = field(default_factory=LoopLag)
+    collector: KVOffloadCollector = field(init=False)
     draining: anyio.Event = field(default_factory=anyio.Event)
     calls: int = 0
     calls_total: int = 0
     streams: int = 0
+    events_missed: int = 0
     started_at: float = field(default_factory=time.monotonic)
+
+    def __post_init__(self) -> None:
+        self.sessions = Sessions(self.limits)
+        self.manager.observe(self.latencies)
+        self.collector = KVOffloadCollector(
+            self.manager,
+            latencies=self.latencies,
+            loop_lag=self.loop_lag,
+            service=lambda: ServiceStats(len(self.sessions), self.calls_total, self.events_missed),
+        )
+
+    def note_missed(self, events: int) -> None:
+        """Count events that a slow reader missed."""
+        self.events_missed += events
 
     @property
     def block_bytes(self) -> int:
@@ -111,9 +132,10 @@ async def running(
         TierLockedError, TierError, ConfigError: The manager can't be opened.
     """
     async with make_manager() as manager:
-        service = Service(manager, access, limits, Sessions(limits))
+        service = Service(manager, access, limits)
         async with anyio.create_task_group() as group:
             group.start_soon(service.sessions.reap)
+            group.start_soon(service.loop_lag.run)
             try:
                 yield service
             finally:

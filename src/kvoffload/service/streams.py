@@ -52,11 +52,14 @@ def event_to_json(event: OffloadingEvent) -> dict[str, Any]:
 class SessionStream:
     """The numbered lines that tell a session's client what happens in its namespace."""
 
-    def __init__(self, view: NamespaceView, hello: Mapping[str, Any]) -> None:
+    def __init__(
+        self, view: NamespaceView, hello: Mapping[str, Any], note_missed: Callable[[int], None]
+    ) -> None:
         events = view.events()
         assert isinstance(events, Subscription)
         self._view = view
         self._events = events
+        self._note_missed = note_missed
         self._lines: deque[bytes] = deque()
         self._number = -1
         self._stats: dict[str, Any] | None = None
@@ -113,6 +116,7 @@ class SessionStream:
     def _take_events(self) -> None:
         if len(self._lines) < MOST_LINES:
             for event in self._events.take():
+                self._note_missed(event.missed)
                 self._put({"event": event_to_json(event)})
 
     def _put(self, line: Mapping[str, Any]) -> None:
@@ -127,7 +131,9 @@ class SessionStream:
         self._wake.set()
 
 
-async def server_sent(events: Subscription) -> AsyncGenerator[bytes]:
+async def server_sent(
+    events: Subscription, note_missed: Callable[[int], None]
+) -> AsyncGenerator[bytes]:
     """Yield events as server-sent ones, and a comment in each longer silence."""
     yield b": events of kvoffload\n\n"
     while True:
@@ -140,6 +146,7 @@ async def server_sent(events: Subscription) -> AsyncGenerator[bytes]:
         if not is_open:
             return
         for event in events.take():
+            note_missed(event.missed)
             data = json.dumps(event_to_json(event), separators=(",", ":"))
             yield f"id: {event.sequence}\nevent: {event.kind.value}\ndata: {data}\n\n".encode()
 

@@ -10,15 +10,20 @@ from fastapi.responses import JSONResponse
 
 from ...events import Subscription
 from ...types import TierState
+from .. import VERSION
 from ..dependencies import Overseen, Reader
+from ..exposition import Exposition
 from ..guard import GuardedRoute, StreamRoute
+from ..observing import OPERATIONS
 from ..problems import RefusedError, documented, streamed
+from ..prometheus import render
 from ..schemas import Alive, Overview, Readiness, Stats
-from ..state import VERSION, Service, service_of
+from ..state import Service, service_of
 from ..streams import StreamResponse, server_sent, stats_to_json
 
 router = APIRouter(route_class=GuardedRoute, tags=["operations"])
 streams = APIRouter(route_class=StreamRoute, tags=["operations"])
+metrics = APIRouter(route_class=GuardedRoute, tags=["operations"])
 health = APIRouter(tags=["health"])
 
 
@@ -55,11 +60,23 @@ async def events(
     assert isinstance(subscription, Subscription)
     service.begin_stream()
     return StreamResponse(
-        server_sent(subscription),
+        server_sent(subscription, service.note_missed),
         "text/event-stream",
         draining=service.draining,
         on_end=service.end_stream,
     )
+
+
+@metrics.get(
+    "/metrics",
+    response_class=Response,
+    responses=streamed("text/plain", "Metrics, as Prometheus or OpenMetrics text") | documented(),
+)
+async def scrape(service: Overseen, request: Request) -> Response:
+    """Return the metrics of the whole service."""
+    exposition = Exposition.accepted(request.headers.get("accept"))
+    body = await render(service.collector, exposition)
+    return Response(body, headers={"content-type": exposition.content_type})
 
 
 @health.get("/livez")
@@ -86,7 +103,7 @@ async def readyz(request: Request) -> Response:
 
 
 def _overview(service: Service) -> dict[str, Any]:
-    manager = service.manager
+    manager, lag = service.manager, service.loop_lag.snapshot()
     namespaces: dict[str, dict[str, float | None]] = {}
     for name in manager.namespaces():
         found = manager.namespace(name).get_stats()
@@ -108,8 +125,12 @@ def _overview(service: Service) -> dict[str, Any]:
         "draining": service.draining.is_set(),
         "stats": stats_to_json(manager.get_stats()),
         "namespaces": namespaces,
-        "latencies": {},
-        "loop_lag": {},
+        "latencies": {name: service.latencies.snapshot(name).summary() for name in OPERATIONS},
+        "loop_lag": {
+            "p50_s": lag.quantile(0.5),
+            "p99_s": lag.quantile(0.99),
+            "max_s": service.loop_lag.recent_max_s,
+        },
         "sessions": len(service.sessions),
         "requests_total": service.calls_total,
     }

@@ -76,7 +76,7 @@ async def follow_session(
     if found.stream is not None:
         raise RefusedError(409, "SessionInUse", "a session has one stream, and this one has it")
     hello = _info(service, found).model_dump()
-    found.stream = SessionStream(found.view, hello)
+    found.stream = SessionStream(found.view, hello, service.note_missed)
     return StreamResponse(
         found.stream.lines(),
         "application/x-ndjson",
