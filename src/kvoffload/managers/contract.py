@@ -128,7 +128,8 @@ class Contract:
         A reader that is slower than the events misses the oldest, and is told how many.
         """
         self._core.check()
-        return self._core.events.subscribe(None if self._sees_all else self._namespace)
+        own = self._core.namespace if self._namespace is None else self._namespace
+        return self._core.events.subscribe(None if self._sees_all else own)
 
     # Storing and loading
 

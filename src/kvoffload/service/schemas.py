@@ -249,6 +249,7 @@ class Overview(BaseModel):
     draining: bool
     stats: Stats
     namespaces: dict[str, dict[str, float | None]]
+    namespaces_total: int
     latencies: dict[str, dict[str, float]]
     loop_lag: dict[str, float]
     sessions: int

@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import time
+from heapq import nlargest
 from typing import Annotated, Any
 
+from anyio.lowlevel import checkpoint
 from fastapi import APIRouter, Query, Request, Response
 from fastapi.responses import JSONResponse
 
 from ...events import Subscription
+from ...metrics import ManagerStats
 from ...types import TierState
 from .. import VERSION
 from ..dependencies import Overseen, Reader
@@ -20,6 +23,11 @@ from ..prometheus import render
 from ..schemas import Alive, Overview, Readiness, Stats
 from ..state import Service, service_of
 from ..streams import StreamResponse, server_sent, stats_to_json
+
+NAMESPACES_A_TURN = 64
+"""How many of them are looked at before others may run."""
+MAX_NAMESPACES = 200
+"""How many, those with the most bytes, are shown."""
 
 router = APIRouter(route_class=GuardedRoute, tags=["operations"])
 streams = APIRouter(route_class=StreamRoute, tags=["operations"])
@@ -36,7 +44,7 @@ async def stats(caller: Reader) -> Response:
 @router.get("/overview", responses=documented(), response_model=Overview)
 async def overview(service: Overseen) -> Response:
     """Return the whole service at one moment."""
-    return JSONResponse(_overview(service))
+    return JSONResponse(await _overview(service))
 
 
 @streams.get(
@@ -102,29 +110,23 @@ async def readyz(request: Request) -> Response:
     return JSONResponse(body, 503 if status == "draining" else 200)
 
 
-def _overview(service: Service) -> dict[str, Any]:
+async def _overview(service: Service) -> dict[str, Any]:
     manager, lag = service.manager, service.loop_lag.snapshot()
-    namespaces: dict[str, dict[str, float | None]] = {}
-    for name in manager.namespaces():
-        found = manager.namespace(name).get_stats()
-        namespaces[name] = {
-            "hits": found.hits,
-            "misses": found.misses,
-            "stored": found.stored,
-            "rejected": found.rejected,
-            "evictions": found.evictions,
-            "blocks": sum(tier.blocks for tier in found.tiers.values()),
-            "bytes": sum(tier.bytes for tier in found.tiers.values()),
-            "max_bytes": None,
-            "reserved_bytes": 0,
-        }
+    names = manager.namespaces()
+    found: list[tuple[str, ManagerStats]] = []
+    for number, name in enumerate(names):
+        found.append((name, manager.namespace(name).get_stats()))
+        if number % NAMESPACES_A_TURN == NAMESPACES_A_TURN - 1:
+            await checkpoint()
+    largest = nlargest(MAX_NAMESPACES, found, key=lambda each: _bytes_of(each[1]))
     return {
         "version": VERSION,
         "time": time.time(),
         "uptime_s": time.monotonic() - service.started_at,
         "draining": service.draining.is_set(),
         "stats": stats_to_json(manager.get_stats()),
-        "namespaces": namespaces,
+        "namespaces": {name: _summary(each) for name, each in largest},
+        "namespaces_total": len(names),
         "latencies": {name: service.latencies.snapshot(name).summary() for name in OPERATIONS},
         "loop_lag": {
             "p50_s": lag.quantile(0.5),
@@ -133,4 +135,22 @@ def _overview(service: Service) -> dict[str, Any]:
         },
         "sessions": len(service.sessions),
         "requests_total": service.calls_total,
+    }
+
+
+def _bytes_of(stats: ManagerStats) -> int:
+    return sum(tier.bytes for tier in stats.tiers.values())
+
+
+def _summary(stats: ManagerStats) -> dict[str, float | None]:
+    return {
+        "hits": stats.hits,
+        "misses": stats.misses,
+        "stored": stats.stored,
+        "rejected": stats.rejected,
+        "evictions": stats.evictions,
+        "blocks": sum(tier.blocks for tier in stats.tiers.values()),
+        "bytes": _bytes_of(stats),
+        "max_bytes": None,
+        "reserved_bytes": 0,
     }

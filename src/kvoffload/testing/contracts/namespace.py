@@ -112,6 +112,20 @@ class NamespaceContract(ManagerSuite):
         ]
         assert sorted(map(str, stored)) == ["c0", "c1"]
 
+    async def test_the_managers_own_namespace_seen_from_inside(
+        self, shared: NamespacedManager
+    ) -> None:
+        """A tenant of that name is one like others: its view sees no other's blocks or events."""
+        async with self.opened(shared), shared.namespace("") as own, shared.namespace("a") as a:
+            events = own.events()
+            await self.store_in(a, "a", 2)
+            await self.store_in(own, "", 1)
+            assert own.get_stats().stored == 1
+            await own.clear()
+            assert self.states(a, chain("c", 2)) == [READY] * 2
+            assert self.states(own, ["c0"]) == [ABSENT]
+        assert {event.namespace async for event in events} == {""}
+
     async def test_two_phases_in_a_namespace(self, shared: NamespacedManager) -> None:
         """Reservations and pins belong to the namespace too."""
         async with self.opened(shared), shared.namespace("a") as a, shared.namespace("b") as b:
