@@ -53,7 +53,7 @@ DESCRIPTIONS = {
     503: "A tier failed or was too slow, or the service is closing",
     507: "No room: what is there is in use",
 }
-COMMON = (401, 403, 408, 413, 422, 429, 503)
+COMMON = (401, 403, 404, 408, 413, 422, 429, 503)
 
 
 class RefusedError(Exception):
@@ -85,6 +85,9 @@ def answer_to(exc: Exception) -> Response | None:
     """Return the answer to an error; `None` if it is a defect of ours."""
     if isinstance(exc, RefusedError):
         return problem(exc.status, exc.error, str(exc), headers=exc.headers)
+    if isinstance(exc, HTTPException) and exc.status_code == 400:
+        # FastAPI's, for a body that is not even text.
+        return problem(422, "ValidationError", "the body is no JSON in UTF-8")
     if isinstance(exc, HTTPException):
         headers = exc.headers or {}
         return problem(exc.status_code, "HTTPError", str(exc.detail), headers=headers)

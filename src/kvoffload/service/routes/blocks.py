@@ -62,7 +62,7 @@ async def touch(caller: Reader, body: Chain, response: Response) -> None:
     caller.tell(response, hashes)
 
 
-@router.post("/load", response_class=Response, responses=BATCH_ANSWER | documented(404, 507))
+@router.post("/load", response_class=Response, responses=BATCH_ANSWER | documented(507))
 async def load(caller: Reader, body: LoadChain) -> Response:
     """Send the payloads of blocks; one use of the chain."""
     hashes = caller.hashes(body.block_hashes)

@@ -62,7 +62,7 @@ async def open_session(caller: Reader) -> SessionInfo:
 @streams.get(
     "/{session}/stream",
     response_class=Response,
-    responses=streamed("application/x-ndjson", "Lines of JSON") | documented(404, 409),
+    responses=streamed("application/x-ndjson", "Lines of JSON") | documented(409),
 )
 async def follow_session(
     request: Request,
@@ -85,7 +85,7 @@ async def follow_session(
     )
 
 
-@router.delete("/{session}", status_code=204, responses=documented(404))
+@router.delete("/{session}", status_code=204, responses=documented())
 async def end_session(
     request: Request,
     session: str,
@@ -100,7 +100,7 @@ async def end_session(
 # Two phases
 
 
-@router.post("/{session}/prepare_store", responses=documented(404, 507))
+@router.post("/{session}/prepare_store", responses=documented(507))
 async def prepare_store(
     caller: WritingMember, body: StoreChain, response: Response
 ) -> PrepareAnswer:
@@ -128,7 +128,7 @@ async def prepare_store(
     "/{session}/complete_store",
     status_code=204,
     openapi_extra=BATCH_BODY,
-    responses=documented(404, 415),
+    responses=documented(415),
 )
 async def complete_store(caller: WritingMember, request: Request, response: Response) -> None:
     """Fill reserved slots and publish their blocks; those that are not reserved are passed over.
@@ -161,7 +161,7 @@ async def complete_store(caller: WritingMember, request: Request, response: Resp
     caller.tell(response, hashes)
 
 
-@router.post("/{session}/abandon_store", status_code=204, responses=documented(404))
+@router.post("/{session}/abandon_store", status_code=204, responses=documented())
 async def abandon_store(caller: WritingMember, body: Chain, response: Response) -> None:
     """Give reserved slots up."""
     session = _session_of(caller)
@@ -174,7 +174,7 @@ async def abandon_store(caller: WritingMember, body: Chain, response: Response) 
 @router.post(
     "/{session}/prepare_load",
     response_class=Response,
-    responses=BATCH_ANSWER | documented(404, 507),
+    responses=BATCH_ANSWER | documented(507),
 )
 async def prepare_load(caller: ReadingMember, body: Chain) -> Response:
     """Pin blocks until `complete_load`, or the session's end, and send them."""
@@ -192,7 +192,7 @@ async def prepare_load(caller: ReadingMember, body: Chain) -> Response:
     )
 
 
-@router.post("/{session}/complete_load", status_code=204, responses=documented(404, 409))
+@router.post("/{session}/complete_load", status_code=204, responses=documented(409))
 async def complete_load(caller: ReadingMember, body: Chain, response: Response) -> None:
     """Unpin what `prepare_load` pinned in this session."""
     session = _session_of(caller)
@@ -209,7 +209,7 @@ async def complete_load(caller: ReadingMember, body: Chain, response: Response) 
 # Requests
 
 
-@router.post("/{session}/requests", status_code=201, responses=documented(404))
+@router.post("/{session}/requests", status_code=201, responses=documented())
 async def open_request(
     caller: ReadingMember, body: RequestChain, response: Response
 ) -> RequestInfo:
@@ -231,7 +231,7 @@ async def open_request(
 @router.post(
     "/{session}/requests/{name}/load",
     response_class=Response,
-    responses=BATCH_ANSWER | documented(404, 507),
+    responses=BATCH_ANSWER | documented(507),
 )
 async def load_request(caller: ReadingMember, name: str, body: LoadHit) -> Response:
     """Send the request's hit blocks, or the first of them."""
@@ -247,7 +247,7 @@ async def load_request(caller: ReadingMember, name: str, body: LoadHit) -> Respo
     )
 
 
-@router.post("/{session}/requests/{name}/plan", responses=documented(404))
+@router.post("/{session}/requests/{name}/plan", responses=documented())
 async def plan_request(caller: ReadingMember, name: str, body: PlanBody) -> Plan:
     """Say how many of the hit blocks are worth loading."""
     plan = (
@@ -265,7 +265,7 @@ async def plan_request(caller: ReadingMember, name: str, body: PlanBody) -> Plan
 @router.post(
     "/{session}/requests/{name}/store",
     openapi_extra=BATCH_BODY,
-    responses=documented(404, 415, 507),
+    responses=documented(415, 507),
 )
 async def store_request(
     caller: WritingMember, name: str, request: Request, response: Response
@@ -279,13 +279,13 @@ async def store_request(
     return as_stored(result)
 
 
-@router.patch("/{session}/requests/{name}", status_code=204, responses=documented(404))
+@router.patch("/{session}/requests/{name}", status_code=204, responses=documented())
 async def change_request(caller: ReadingMember, name: str, body: RetentionChange) -> None:
     """Say how likely, or how soon, the request's chain is used again."""
     _session_of(caller).request(name).scope.retention = as_retention(body.as_retention())
 
 
-@router.delete("/{session}/requests/{name}", status_code=204, responses=documented(404))
+@router.delete("/{session}/requests/{name}", status_code=204, responses=documented())
 async def end_request(caller: ReadingMember, name: str, response: Response) -> None:
     """Leave the request's scope: one use of its whole chain."""
     session = _session_of(caller)
