@@ -14,6 +14,7 @@ from . import EXIT_INTERRUPTED, EXIT_MISTAKE
 from .config import config
 from .inspect import inspect
 from .replay import replay
+from .serve import serve
 from .simulate import simulate
 
 app = typer.Typer(
@@ -26,6 +27,7 @@ app = typer.Typer(
 app.command()(replay)
 app.command()(inspect)
 app.command()(simulate)
+app.command()(serve)
 app.command()(config)
 
 
