@@ -48,13 +48,18 @@ def wait_for(holds: Callable[[], object], what: str) -> None:
 class Service:
     """A service in a process of its own."""
 
-    def __init__(self, folder: Path, *options: object) -> None:
+    def __init__(self, folder: Path, *options: object, code: str = "") -> None:
         folder.mkdir(exist_ok=True)
         self.folder = folder
         self.log = folder / "log"
         with self.log.open("w") as log:
             self.process = subprocess.Popen(
-                [sys.executable, "-m", "kvoffload.cli", "serve", *map(str, options)],
+                [
+                    sys.executable,
+                    *(("-c", code) if code else ("-m", "kvoffload.cli")),
+                    "serve",
+                    *map(str, options),
+                ],
                 cwd=folder,
                 env=environment(),
                 stdout=log,
@@ -101,8 +106,8 @@ def start(tmp_path: Path) -> Iterator[Callable[..., Service]]:
     """Start services that do not outlive the test."""
     with ExitStack() as stack:
 
-        def start_one(*options: object, name: str = "service") -> Service:
-            service = Service(tmp_path / name, *options)
+        def start_one(*options: object, name: str = "service", code: str = "") -> Service:
+            service = Service(tmp_path / name, *options, code=code)
             stack.callback(service.process.wait)
             stack.callback(service.process.kill)
             return service
@@ -258,6 +263,55 @@ def test_a_signal_while_it_starts(start: Start) -> None:
     assert not (service.folder / "socket").exists()
 
 
+FAILING = """
+import sys
+from contextlib import asynccontextmanager
+from kvoffload.cli import main
+from kvoffload.service import server
+
+make = server.create_app
+
+def create_app(*arguments, **options):
+    app = make(*arguments, **options)
+    lifespan = app.router.lifespan_context
+
+    @asynccontextmanager
+    async def failing(app):
+        async with lifespan(app):
+            if {first!r} == "start":
+                raise {error}
+            yield
+            raise {error}
+
+    app.router.lifespan_context = failing
+    return app
+
+server.create_app = create_app
+sys.exit(main())
+"""
+
+
+def test_what_could_not_be_closed_is_status_1(start: Start) -> None:
+    code = FAILING.format(first="end", error="OSError('no good')")
+    service = start(*OPEN, "--uds", "socket", code=code).ready()
+    service.send()
+    assert service.status() == 1
+    assert "ERROR kvoffload: the cache was not closed in good order: no good" in service.lines()
+    assert not (service.folder / "socket").exists()
+
+
+def test_too_little_memory_is_status_2(start: Start) -> None:
+    """The system may have promised to others what the machine has."""
+    service = start(
+        *OPEN, "--uds", "socket", code=FAILING.format(first="start", error="MemoryError")
+    )
+    assert service.status() == 2
+    assert service.lines() == (
+        "kvoffload: error: there is not enough memory for the hot and warm tiers\n"
+    )
+    assert not (service.folder / "socket").exists()
+
+
 # Where it listens
 
 
@@ -401,6 +455,19 @@ def test_a_cold_directory_of_other_blocks_is_status_2(start: Start, tmp_path: Pa
     (line,) = second.lines().splitlines()
     assert line.startswith("kvoffload: error: ")
     assert "65536" in line
+
+
+def test_without_the_extra_it_is_named(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for name in [name for name in sys.modules if name.startswith("kvoffload.service")]:
+        monkeypatch.delitem(sys.modules, name)
+    monkeypatch.setitem(sys.modules, "pydantic_settings", None)
+    assert main(["serve"]) == 2
+    assert capsys.readouterr().err == (
+        "kvoffload: error: this needs pydantic_settings, which is not installed; install it with: "
+        "pip install 'kvoffload[server]'\n"
+    )
 
 
 def test_help_tells_status_and_signals(capsys: pytest.CaptureFixture[str]) -> None:

@@ -181,6 +181,29 @@ def test_all_addresses_of_a_name() -> None:
     listener.close()
 
 
+def test_a_name_with_an_address_of_nobody_too(monkeypatch: pytest.MonkeyPatch) -> None:
+    """`localhost` may be ::1 as well, where there is no IPv6."""
+    found = socket.getaddrinfo("127.0.0.1", 0, type=socket.SOCK_STREAM)
+    nobody = socket.getaddrinfo("192.0.2.1", 0, type=socket.SOCK_STREAM)
+
+    def both(*_arguments: object, **_options: object) -> object:
+        return nobody + found
+
+    monkeypatch.setattr(socket, "getaddrinfo", both)
+    listener = listen(host="localhost", port=0)
+    assert [sock.getsockname()[0] for sock in listener.sockets] == ["127.0.0.1"]
+    listener.close()
+
+
+def test_ipv6() -> None:
+    try:
+        listener = listen(host="::1", port=0)
+    except ConfigError as exc:
+        pytest.skip(f"no IPv6: {exc}")
+    assert listener.url.startswith("http://[::1]:")
+    listener.close()
+
+
 @pytest.mark.parametrize(
     ("host", "complaint"),
     [

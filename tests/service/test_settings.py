@@ -330,6 +330,7 @@ def test_sizes_are_whole_blocks_and_no_more() -> None:
         ),
         ({"cold": "4MiB"}, "cold (argument): 4 MiB on disk need a directory: set cold_path, or"),
         ({"cold_path": "c"}, "cold_path (argument): there is a directory and no size for it"),
+        ({"cold_path": 5}, "cold_path (argument): must be a path, not 5"),
         ({"cold_path": ""}, "cold_path (argument): must be a path, and is empty"),
         ({"policy": "best"}, "policy (argument): must be one of arc, fifo, lru, s3fifo, weighted"),
         ({"watermarks": [0.5, 0.2]}, "watermarks (argument): watermarks are two shares"),

@@ -122,8 +122,6 @@ def describe(error: ErrorDetails, known: Mapping[str, Sequence[str]]) -> str:
     if kind == "extra_forbidden":
         names = known["" if len(path) == 1 else path[0]]
         return f"there is no such key; the nearest is {nearest(path[-1], names)}"
-    if kind == "missing":
-        return "is missing"
     if kind == "value_error":
         return str(error["ctx"]["error"])
     text = error["msg"].replace("Input should be", "must be")

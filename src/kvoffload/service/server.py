@@ -198,6 +198,9 @@ class _QuietLifespan:
         try:
             await self._app(scope, receive, quiet_send)
         except Exception as exc:  # noqa: BLE001  # whoever runs us raises it
+            # From inside the task groups of the service, where only one thing went wrong.
+            while isinstance(exc, ExceptionGroup) and len(exc.exceptions) == 1:
+                exc = exc.exceptions[0]
             self.failure = exc
 
 
