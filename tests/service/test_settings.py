@@ -436,6 +436,14 @@ def test_a_mistake_in_the_environment_names_the_variable(
     assert [line for line in found if line.startswith(complaint)]
 
 
+def test_the_token_of_a_client_is_no_setting(monkeypatch: pytest.MonkeyPatch) -> None:
+    """`kvoffload top` has it in the same environment."""
+    monkeypatch.setenv("KVOFFLOAD_TOKEN", SECRET)
+    assert not ServiceSettings(**OPEN).tokens
+    (line,) = mistakes()
+    assert line.endswith("(KVOFFLOAD_TOKEN is for clients)")
+
+
 def test_all_mistakes_come_together(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Those of single values, of several together and of the sources, in one error."""
     (tmp_path / "kvoffload.toml").write_text(

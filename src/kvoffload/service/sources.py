@@ -16,6 +16,8 @@ from .mistakes import DEFAULT, Mistake, Origin, nearest
 
 PREFIX = "KVOFFLOAD_"
 FILE_VARIABLE = "KVOFFLOAD_SETTINGS"
+CLIENTS_VARIABLE = "KVOFFLOAD_TOKEN"
+"""A client's token, which `kvoffload top` takes from there; no setting of a service."""
 DEFAULT_FILE = Path("kvoffload.toml")
 NESTED = frozenset(("namespaces", "tokens"))
 """Keys that have keys of their own."""
@@ -49,7 +51,7 @@ class EnvironmentSource(PydanticBaseSettingsSource):
         named = [
             (name.removeprefix(PREFIX).lower().split("__"), name)
             for name in os.environ
-            if name.startswith(PREFIX) and name != FILE_VARIABLE
+            if name.startswith(PREFIX) and name not in (FILE_VARIABLE, CLIENTS_VARIABLE)
         ]
         # Shorter ones first: JSON for a whole key, then the keys in it.
         for path, name in sorted(named, key=lambda item: (len(item[0]), item[1])):
