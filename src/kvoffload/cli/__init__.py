@@ -10,7 +10,13 @@ __all__ = ("main",)
 
 EXIT_MISTAKE = 2
 EXIT_INTERRUPTED = 128 + 2
-_NEEDED = frozenset(("click", "rich", "typer"))
+_EXTRAS = {
+    **dict.fromkeys(("click", "rich", "typer"), "cli"),
+    **dict.fromkeys(
+        ("fastapi", "httptools", "prometheus_client", "pydantic", "pydantic_settings", "uvicorn"),
+        "server",
+    ),
+}
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -26,11 +32,11 @@ def main(argv: Sequence[str] | None = None) -> int:
         sys.stdout.flush()
     except ModuleNotFoundError as exc:
         missing = (exc.name or "").partition(".")[0]
-        if missing not in _NEEDED:
+        if missing not in _EXTRAS:
             raise
         print(
-            f"kvoffload: error: the command line needs {missing}, which is not installed; "
-            "install it with: pip install 'kvoffload[cli]'",
+            f"kvoffload: error: this needs {missing}, which is not installed; "
+            f"install it with: pip install 'kvoffload[{_EXTRAS[missing]}]'",
             file=sys.stderr,
         )
         return EXIT_MISTAKE

@@ -9,9 +9,12 @@ from typing import Annotated
 import typer
 
 from ..errors import OffloadError
+from ..service.mistakes import SettingsError
 from . import EXIT_INTERRUPTED, EXIT_MISTAKE
+from .config import config
 from .inspect import inspect
 from .replay import replay
+from .serve import serve
 from .simulate import simulate
 
 app = typer.Typer(
@@ -24,6 +27,8 @@ app = typer.Typer(
 app.command()(replay)
 app.command()(inspect)
 app.command()(simulate)
+app.command()(serve)
+app.command()(config)
 
 
 def _show_version(wanted: bool) -> None:
@@ -64,13 +69,18 @@ def run(argv: list[str]) -> int:
 
 
 def _mistake(exc: BaseException) -> str | None:
-    """Return what to tell the user, in one line; `None` if the error is a defect of ours."""
+    """Return what to tell the user; `None` if the error is a defect of ours.
+
+    That is one line, but for settings with several mistakes.
+    """
     if isinstance(exc, BaseExceptionGroup):
         messages = [_mistake(inner) for inner in exc.exceptions]
         return None if None in messages else messages[0]
     # typer's usage errors; where their classes live depends on its version.
     if callable(describe := getattr(exc, "format_message", None)):
         return " ".join(str(describe()).split())
+    if isinstance(exc, SettingsError):
+        return str(exc)
     if isinstance(exc, OffloadError):
         return " ".join(str(exc).split())
     if isinstance(exc, OSError) and not isinstance(exc, BrokenPipeError):

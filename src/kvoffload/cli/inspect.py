@@ -15,10 +15,10 @@ from rich.markup import escape
 from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TransferSpeedColumn
 from rich.table import Table
 
-from ..errors import ConfigError
 from ..keys import show_hash
+from ..sizes import human_bytes
 from ..storage.inspection import BadBlock, FoundBlock, Inspection, Inspector
-from .report import human_bytes
+from ..storage.keyfile import read_key
 
 
 def inspect(
@@ -54,7 +54,7 @@ def inspect(
     arguments, no cold tier, another format version, or in use when it is to be repaired; 130
     interrupted.
     """
-    inspector = Inspector(directory, key=None if key_file is None else _read_key(key_file))
+    inspector = Inspector(directory, key=None if key_file is None else read_key(key_file))
     try:
         found = inspector.look()
         bad = _verify(inspector, found) if verify else []
@@ -98,18 +98,6 @@ def _verify(inspector: Inspector, found: Inspection) -> list[BadBlock]:
     ) as progress:
         task = progress.add_task("verifying", total=found.payload_bytes)
         return inspector.verify(lambda size: progress.advance(task, size))
-
-
-def _read_key(path: Path) -> bytes:
-    data = path.read_bytes()
-    if len(data) != 32:
-        try:
-            data = bytes.fromhex(data.decode("ascii").strip())
-        except ValueError:
-            data = b""
-    if len(data) != 32:
-        raise ConfigError(f"{path} must hold 32 bytes, or 64 hex digits")
-    return data
 
 
 def _as_table(found: Inspection) -> Table:

@@ -5,9 +5,6 @@ from __future__ import annotations
 import asyncio
 import gc
 import math
-import os
-import re
-import shutil
 import sys
 from pathlib import Path
 from time import perf_counter
@@ -18,11 +15,12 @@ import typer
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
-from .. import AsyncLRUManager, DiskTier, MemoryTier
+from .. import AsyncLRUManager, DiskTier, MemoryTier, sizes
 from ..errors import ConfigError
+from ..sizes import human_bytes
 from ..workload import Workload, chat_workload, read_trace
 from ..workload import replay as drive
-from .report import Result, Setup, as_json, as_tables, human_bytes
+from .report import Result, Setup, as_json, as_tables
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -31,19 +29,6 @@ if TYPE_CHECKING:
 
 DEFAULT_COLD_BLOCKS = 16384
 DEFAULT_REQUESTS = 1000
-BOOKKEEPING_BYTES = 512
-"""Memory that a manager takes for each block that it knows, about; more than its share of an
-empty slot."""
-_UNITS = {
-    "": 1,
-    "B": 1,
-    **dict.fromkeys(("K", "KIB"), 1 << 10),
-    **dict.fromkeys(("M", "MIB"), 1 << 20),
-    **dict.fromkeys(("G", "GIB"), 1 << 30),
-    "KB": 10**3,
-    "MB": 10**6,
-    "GB": 10**9,
-}
 
 
 def replay(
@@ -248,12 +233,11 @@ def _say_start(setup: Setup, workload: Workload, errors: Console) -> None:
 
 
 def parse_size(text: str) -> int:
-    """Return the bytes of a size like 64KiB."""
-    match = re.fullmatch(r"\s*(\d+)\s*([A-Za-z]*)\s*", text, re.ASCII)
-    factor = _UNITS.get(match[2].upper()) if match else None
-    if match is None or factor is None:
-        raise ConfigError(f"--block-bytes must be a size like 65536, 64KiB or 2MiB, not {text!r}")
-    size = int(match[1]) * factor
+    """Return the bytes of a block of a size like 64KiB."""
+    try:
+        size = sizes.parse_size(text)
+    except ConfigError as exc:
+        raise ConfigError(f"--block-bytes {exc}") from None
     if not 1 <= size <= 1 << 30:
         raise ConfigError(f"--block-bytes must be from 1 byte to 1 GiB, not {text!r}")
     return size
@@ -262,37 +246,22 @@ def parse_size(text: str) -> int:
 def _check_room(setup: Setup) -> None:
     """Refuse what would only end in the kernel killing the process, or in a full disk."""
     cold_blocks = setup.cold_blocks if setup.cold else 0
-    in_memory = (setup.hot + setup.warm) * setup.block_bytes
-    in_memory += (setup.hot + setup.warm + cold_blocks) * BOOKKEEPING_BYTES
-    memory = _memory_bytes()
-    if memory is not None and in_memory > memory:
+    needed = sizes.memory_needed(
+        memory_blocks=setup.hot + setup.warm,
+        cold_blocks=cold_blocks,
+        block_bytes=setup.block_bytes,
+    )
+    memory = sizes.memory_of_machine()
+    if memory is not None and needed > memory:
         raise ConfigError(
-            f"so many blocks need {human_bytes(in_memory)} of memory, "
+            f"so many blocks need {human_bytes(needed)} of memory, "
             f"and this machine has {human_bytes(memory)}"
         )
     if setup.cold is not None:
         on_disk = cold_blocks * setup.block_bytes
-        disk = _disk_bytes(setup.cold)
-        if disk is not None and on_disk > disk:
+        room = sizes.room_on_disk(setup.cold)
+        if room is not None and on_disk > room:
             raise ConfigError(
                 f"--cold-blocks asks for {human_bytes(on_disk)} in {setup.cold}, "
-                f"and there is room for {human_bytes(disk)}"
+                f"and there is room for {human_bytes(room)}"
             )
-
-
-def _memory_bytes() -> int | None:
-    try:
-        pages: int = os.sysconf("SC_PHYS_PAGES")
-        return pages * os.sysconf("SC_PAGE_SIZE")
-    except (AttributeError, ValueError, OSError):
-        return None
-
-
-def _disk_bytes(directory: Path) -> int | None:
-    """Return what is free where the directory is or will be, and what it has already."""
-    try:
-        mine = sum(path.stat().st_size for path in directory.rglob("*") if path.is_file())
-        there = next(path for path in (directory, *directory.absolute().parents) if path.exists())
-        return shutil.disk_usage(there).free + mine
-    except OSError:
-        return None  # The tier will say what is wrong with it.

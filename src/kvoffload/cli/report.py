@@ -10,6 +10,7 @@ from pathlib import Path
 from rich import box
 from rich.table import Table
 
+from ..sizes import human_bytes as human_bytes
 from ..workload import Latency, ReplayReport, Workload
 
 _PERCENTILES = ("calls", "p50", "p99", "max")
@@ -174,13 +175,3 @@ def _times(latency: Latency) -> tuple[str, str]:
     if not latency.calls:
         return "-", "-"
     return f"{latency.p50:,.0f} us", f"{latency.p99:,.0f} us"
-
-
-def human_bytes(number: int) -> str:
-    """Return a number of bytes with a binary unit, three digits or so."""
-    amount = float(number)
-    for unit in ("B", "KiB", "MiB", "GiB"):
-        if amount < 1024:
-            return f"{amount:.3g} {unit}" if amount < 1000 else f"{amount:.0f} {unit}"
-        amount /= 1024
-    return f"{amount:,.1f} TiB"

@@ -19,10 +19,10 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from rich.table import Table
 
 from ..errors import ConfigError
+from ..sizes import human_bytes
 from ..workload import Simulated, Workload, least_capacity, policy_for, read_trace
 from ..workload import simulate as run_simulation
 from .replay import parse_size
-from .report import human_bytes
 
 DEFAULT_POLICIES = "lru,weighted,optimal"
 DEFAULT_SIZES = "1%,2%,5%,10%,20%,50%"

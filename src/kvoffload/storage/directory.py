@@ -11,6 +11,13 @@ from ..errors import ConfigError, TierLockedError
 from .files import FileLayer
 from .os_errors import naming
 
+_CURE = (
+    "one process at a time has a cold directory. For several workers, run one service, "
+    "`kvoffload serve --uds SOCKET` with this directory, and open "
+    "`kvoffload.client.AsyncLRUClient('unix:SOCKET')` in each worker; otherwise close the tier "
+    "there, or give each one a path of its own"
+)
+
 
 class DirectoryLock:
     """One opener's hold on a directory: `flock` on a file in it, which also tells who holds it."""
@@ -51,7 +58,7 @@ class DirectoryLock:
                     f"tier {tier!r}: {self._directory} is in use by "
                     + (f"process {holder}" if holder else "another process")
                     + (" (this one)" if holder == pid else "")
-                    + "; close it there, or give each tier a path of its own",
+                    + f"; {_CURE}",
                     tier=tier,
                 ) from exc
             # Where a longer number was, its last digits stay, in a line of their own.
