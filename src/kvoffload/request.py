@@ -228,7 +228,7 @@ class RequestScope:
 
     def take_pins_back(self, lease: LeaseScope) -> None:
         """Note that a lease ended; see `PinHolder`."""
-        self._leases.remove(lease)
+        self._leases.discard(lease)
 
     # Inside
 

@@ -107,7 +107,10 @@ class Loading:
         They stay where they are for as long as they are pinned.
         """
         hottest = self._index.levels[0]
-        if self._flights or not hottest.tier.addressable:
+        if not hottest.tier.addressable:
+            return False
+        flights = self._flights
+        if flights and any(entry.key in flights for entry in entries):
             return False
         size = 0
         for entry in entries:
