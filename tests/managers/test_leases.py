@@ -5,10 +5,11 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Callable
 
+import anyio
 import pytest
 
 from kvoffload import AsyncLRUManager, BlockHash, LRUOffloadManager, MemoryTier
-from kvoffload.testing import payload_for
+from kvoffload.testing import FaultyTier, RestartableTier, payload_for
 from kvoffload.types import ByteArray
 
 BLOCK_BYTES = 64
@@ -163,3 +164,31 @@ async def test_a_block_stored_anew_within_a_request_is_pinned_by_its_lease() -> 
         assert kv.get_stats().pinned == 0
         kv.check_invariants()
         assert kv.get_stats().tiers["hot"].free_blocks == 6
+
+
+async def test_hot_blocks_are_leased_at_once_while_others_are_read() -> None:
+    """And those that are read are shown from their buffers, when they are first looked at."""
+    cold = FaultyTier(RestartableTier(8, BLOCK_BYTES))
+    async with AsyncLRUManager(hot=MemoryTier(1, BLOCK_BYTES), cold=cold, policy="lru") as kv:
+        await kv.store(CHAIN, payloads(CHAIN))
+        seen: list[bytes] = []
+
+        async def look_at_cold() -> None:
+            async with kv.load(CHAIN) as lease:
+                await anyio.lowlevel.checkpoint()
+                seen.extend(bytes(view) for view in lease)
+
+        with cold.hang("read") as hang:
+            async with anyio.create_task_group() as tasks:
+                tasks.start_soon(look_at_cold)
+                await hang.entered.wait()
+                scope = kv.load(CHAIN[:1])
+                with pytest.raises(StopIteration) as entered:
+                    scope.__aenter__().send(None)
+                assert bytes(entered.value.value[0]) == payload_for("a", BLOCK_BYTES)
+                await scope.__aexit__(None, None, None)
+                hang.release()
+        assert seen == payloads(CHAIN)
+        assert kv.get_stats().tiers["hot"].hits == 2
+        assert kv.get_stats().pinned == 0
+        kv.check_invariants()
