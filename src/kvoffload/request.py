@@ -221,7 +221,7 @@ class RequestScope:
     def lend_pins(self, lease: LeaseScope, entries: list[BlockEntry]) -> bool:
         """Let a lease rely on the pins of the request; see `PinHolder`."""
         # One that turned out to be damaged may have been stored anew, and is another entry then.
-        if self._ended or entries != self._pinned[: len(entries)]:
+        if entries != self._pinned[: len(entries)]:
             return False
         self._leases.add(lease)
         return True

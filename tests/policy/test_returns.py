@@ -116,7 +116,9 @@ def test_worth_does_not_depend_on_when_it_is_asked(asked_every: int) -> None:
                 each.note_use(use_class, blocks, past)
         epochs.append(law.epoch)
         if now == 300:
-            assert law.add_groups(1, 2, 0.5) == other.add_groups(1, 2, 0.5)
+            new = law.add_groups(1, 2, 0.5)
+            assert new == other.add_groups(1, 2, 0.5)
+            assert law.worth(new, 0) == other.worth(new, 0)
         assert law.end_request() == other.end_request()
         law.worth(0, 0)
         if now % asked_every == 0:
