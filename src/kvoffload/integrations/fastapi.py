@@ -15,6 +15,7 @@ Needs `pip install 'kvoffload[server]'`.
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
 from typing import Annotated
 
 from fastapi import Depends, Request
@@ -25,13 +26,14 @@ from ..managers.lru_manager_factory import LRUManagerFactory
 from ..service.access import AccessControl
 from ..service.app import Lifespan, create_router, lifespan_of
 from ..service.limits import Limits
+from ..service.settings import ServiceSettings
 from ..service.state import service_of
 
 __all__ = ["Manager", "create_router", "get_manager", "lifespan_manager"]
 
 
 def lifespan_manager(
-    settings: ManagerSettings | Callable[[], AsyncLRUManager],
+    settings: ManagerSettings | ServiceSettings | Callable[[], AsyncLRUManager],
     *,
     access: AccessControl | None = None,
     limits: Limits | None = None,
@@ -43,7 +45,8 @@ def lifespan_manager(
 
     Args:
         settings: What the manager is made from, or a function that makes it: it is made when the
-            application starts, for it belongs to that event loop.
+            application starts, for it belongs to that event loop. `ServiceSettings`, which come
+            from the environment and a file, have access and limits with them.
         access: Who may call the endpoints of `create_router`; without it nobody may.
         limits: How much those take on.
 
@@ -52,13 +55,13 @@ def lifespan_manager(
         TierLockedError: On start: another process has the cold directory, a second worker of the
             same server perhaps; its message says what to do.
     """
-
-    def make_manager() -> AsyncLRUManager:
-        if isinstance(settings, ManagerSettings):
-            return LRUManagerFactory.create_async(settings)
-        return settings()
-
-    return lifespan_of(make_manager, access, limits or Limits())
+    if isinstance(settings, ServiceSettings):
+        access = settings.access() if access is None else access
+        limits = settings.limits() if limits is None else limits
+        settings = settings.manager_settings()
+    if isinstance(settings, ManagerSettings):
+        settings = partial(LRUManagerFactory.create_async, settings)
+    return lifespan_of(settings, access, limits or Limits())
 
 
 async def get_manager(request: Request) -> AsyncLRUManager:
