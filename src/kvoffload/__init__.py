@@ -2,6 +2,7 @@
 
 from .clock import SystemClock as SystemClock
 from .config import ManagerSettings as ManagerSettings
+from .errors import AccessDeniedError as AccessDeniedError
 from .errors import BlockNotFoundError as BlockNotFoundError
 from .errors import CapacityError as CapacityError
 from .errors import ClosedError as ClosedError
@@ -63,6 +64,7 @@ from .types import TierState as TierState
 
 __all__ = (
     "ARCPolicy",
+    "AccessDeniedError",
     "AsyncLRUManager",
     "BlockHash",
     "BlockLocation",

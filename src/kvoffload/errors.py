@@ -5,6 +5,7 @@ OffloadError
 ├ ConfigError(ValueError)        wrong settings or arguments
 ├ ClosedError                    used before open or after close
 ├ WrongLoopError                 used from another event loop, thread or process
+├ AccessDeniedError              the service does not let this token do that; also a PermissionError
 ├ BlockNotFoundError(KeyError)   a block that was asked for is not there
 ├ NotPinnedError                 complete_load() of what nobody prepared
 ├ CapacityError                  the rest is pinned or pending
@@ -40,6 +41,10 @@ class ClosedError(OffloadError):
 
 class WrongLoopError(OffloadError):
     """The manager was used from another event loop, thread or process than it was opened on."""
+
+
+class AccessDeniedError(OffloadError, PermissionError):
+    """A service refused the client's token, or does not allow it this in that namespace."""
 
 
 class BlockNotFoundError(OffloadError, KeyError):

@@ -109,7 +109,7 @@ class Subscription:
     def _take_one(self) -> OffloadingEvent:
         event = self._queue.popleft()
         if self._missed:
-            event = replace(event, missed=self._missed)
+            event = replace(event, missed=event.missed + self._missed)
             self._missed = 0
         return event
 
@@ -118,10 +118,13 @@ class Subscription:
         return self._namespace is None or self._namespace == namespace
 
     def put(self, event: OffloadingEvent) -> None:
-        """Number and queue an event; drops the oldest when the reader is too far behind."""
+        """Number and queue an event; drops the oldest when the reader is too far behind.
+
+        One from another subscription that missed some before it is numbered so that it shows.
+        """
         if len(self._queue) == QUEUE_EVENTS:
-            self._queue.popleft()
-            self._missed += 1
+            self._missed += 1 + self._queue.popleft().missed
+        self._next_sequence += event.missed
         self._queue.append(replace(event, sequence=self._next_sequence))
         self._next_sequence += 1
         self._tell()
@@ -175,6 +178,11 @@ class EventHub:
             for subscription in tuple(self._subscriptions):
                 if subscription.wants(namespace):
                     subscription.put(event)
+
+    def pass_on(self, event: OffloadingEvent) -> None:
+        """Give an event that happened elsewhere to every subscription."""
+        for subscription in tuple(self._subscriptions):
+            subscription.put(event)
 
     def close(self) -> None:
         """End every subscription."""

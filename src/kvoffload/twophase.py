@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from typing import Protocol
 
 import anyio
 
@@ -252,15 +253,33 @@ class TwoPhase:
         return derived
 
 
+class Lender(Protocol):
+    """Whoever makes the views of prepared blocks."""
+
+    def lend(self, entry: BlockEntry, *, writable: bool) -> memoryview:
+        """Make a view of a prepared block.
+
+        Raises:
+            NotPinnedError: It is not prepared any more.
+        """
+
+
 class SlotView:
     """One block of a spec; see `kvoffload.types.SlotEntry`."""
 
     __slots__ = ("_entry", "_two_phase", "_view", "_writable", "medium", "slot", "tier")
 
     def __init__(
-        self, entry: BlockEntry, tier: str, medium: Medium, two_phase: TwoPhase, *, writable: bool
+        self,
+        entry: BlockEntry,
+        tier: str,
+        medium: Medium,
+        two_phase: Lender,
+        *,
+        writable: bool,
+        slot: int | None = None,
     ) -> None:
-        self.slot = entry.slot
+        self.slot = entry.slot if slot is None else slot
         self.tier = tier
         self.medium = medium
         self._entry = entry

@@ -11,7 +11,7 @@ from ..managers.async_lru_manager import AsyncLRUManager
 from . import VERSION
 from .access import AccessControl
 from .limits import Limits
-from .routes import blocks, operations, sessions
+from .routes import blocks, leases, operations, sessions
 from .state import STATE, Service, running
 
 Lifespan = Callable[[FastAPI], AbstractAsyncContextManager[None]]
@@ -27,6 +27,7 @@ def create_router() -> APIRouter:
         blocks.router,
         sessions.router,
         sessions.streams,
+        leases.router,
         operations.router,
         operations.streams,
     ):

@@ -6,17 +6,18 @@ from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Annotated
 
-from fastapi import Depends, Query, Request, Response
+from fastapi import Depends, Header, Query, Request, Response
 from fastapi.security import HTTPAuthorizationCredentials, HTTPBearer
 
 from ..managers.async_lru_manager import NamespaceView
 from ..types import BlockHash
 from .access import Principal, Right
 from .batches import check_batch
+from .calls import Undo
 from .problems import RefusedError
 from .sessions import Session
 from .state import Service, service_of
-from .wire import hashes_from_text
+from .wire import CALL_HEADER, hashes_from_text
 
 _bearer = HTTPBearer(auto_error=False, description="A token of the service")
 
@@ -30,6 +31,17 @@ NamespaceName = Annotated[
 SessionName = Annotated[
     str | None,
     Query(max_length=64, description="Session whose stream tells of this call"),
+]
+Everywhere = Annotated[
+    bool, Query(alias="all", description="Of all namespaces, for tokens that see them all")
+]
+CallName = Annotated[
+    str | None,
+    Header(
+        alias=CALL_HEADER,
+        max_length=64,
+        description="Name by which a call within a session can be taken back",
+    ),
 ]
 
 
@@ -68,6 +80,7 @@ class Caller:
     namespace: str
     view: NamespaceView
     session: Session | None = None
+    call: str | None = None
 
     def hashes(self, texts: Sequence[str]) -> list[BlockHash]:
         """Return the block hashes of a body.
@@ -85,6 +98,28 @@ class Caller:
     def told(self, block_hashes: Sequence[BlockHash] = ()) -> Mapping[str, str]:
         """Let the session's stream tell what the call did; return the headers of the answer."""
         return {} if self.session is None else self.session.tell(block_hashes)
+
+    @property
+    def member(self) -> Session:
+        """The session of a call that has one."""
+        assert self.session is not None
+        return self.session
+
+    def gave(self, undo: Undo) -> None:
+        """Note how what the call gave to the session is given back if its client never learns."""
+        if self.session is not None:
+            self.session.calls.gave(self.call, undo)
+
+    def check_sees_all(self) -> None:
+        """Refuse what is for those who look at all namespaces together.
+
+        Raises:
+            RefusedError: The token does not.
+        """
+        if not self.principal.sees_all:
+            raise RefusedError(
+                403, "Forbidden", "this is for tokens with the right 'admin' in all namespaces"
+            )
 
     def forbid_unless(self, right: Right) -> None:
         """Refuse what the token does not allow.
@@ -108,6 +143,7 @@ def caller(right: Right) -> Callable[..., AsyncIterator[Caller]]:
         principal: Annotated[Principal, Depends(principal_of)],
         namespace: NamespaceName = "",
         session: SessionName = None,
+        call: CallName = None,
     ) -> AsyncIterator[Caller]:
         service = service_of(request)
         found = Caller(service, principal, namespace, service.manager.namespace(namespace), None)
@@ -116,7 +152,8 @@ def caller(right: Right) -> Callable[..., AsyncIterator[Caller]]:
             yield found
             return
         found.session = service.sessions.find(session, namespace, principal)
-        with found.session.call():
+        found.call = call
+        with found.session.call(request.scope, call):
             yield found
 
     return caller_with_right
@@ -134,13 +171,15 @@ def member(right: Right) -> Callable[..., AsyncIterator[Caller]]:
         session: str,
         principal: Annotated[Principal, Depends(principal_of)],
         namespace: NamespaceName = "",
+        call: CallName = None,
     ) -> AsyncIterator[Caller]:
         service = service_of(request)
         view = service.manager.namespace(namespace)
         found = Caller(service, principal, namespace, view)
         found.forbid_unless(right)
         found.session = service.sessions.find(session, namespace, principal)
-        with found.session.call():
+        found.call = call
+        with found.session.call(request.scope, call):
             yield found
 
     return member_with_right

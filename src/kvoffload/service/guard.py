@@ -6,6 +6,7 @@ import asyncio
 from collections.abc import Callable, Coroutine
 from typing import Any
 
+import anyio
 from fastapi import Request, Response
 from fastapi.exceptions import RequestValidationError
 from fastapi.routing import APIRoute
@@ -15,9 +16,12 @@ from starlette.types import Message, Receive, Scope, Send
 
 from ..errors import OffloadError
 from .problems import RefusedError, answer_to
+from .sessions import CANCEL, SESSION, Session
 from .state import service_of
-from .wire import BATCH, WireError
+from .wire import BATCH, SEQUENCE_HEADER, WireError
 
+GOODBYE_S = 1.0
+"""Seconds that a call which was taken back waits for its client to hang up."""
 ANSWERED = (OffloadError, RefusedError, WireError, HTTPException, RequestValidationError)
 
 
@@ -54,7 +58,9 @@ class GuardedRoute(APIRoute):
 
         async def noting_send(message: Message) -> None:
             nonlocal is_begun
-            is_begun = True
+            if not is_begun:
+                is_begun = True
+                _tell(scope, message)
             await send(message)
 
         try:
@@ -62,14 +68,36 @@ class GuardedRoute(APIRoute):
             service.begin_call()
             try:
                 body = BodyGuard(scope, receive)
-                await super().handle(scope, body.receive, noting_send)
+                with anyio.CancelScope() as cancel:
+                    scope[CANCEL] = cancel
+                    await super().handle(scope, body.receive, noting_send)
             finally:
                 service.end_call()
+            if cancel.cancelled_caught:
+                await _part(receive)
+                if not is_begun:
+                    await Response(status_code=499)(scope, receive, send)  # nobody reads it
         except ANSWERED as exc:
             answer = answer_to(exc)
             if answer is None or is_begun:
                 raise
-            await answer(scope, receive, send)
+            await answer(scope, receive, noting_send)
+
+
+def _tell(scope: Scope, start: Message) -> None:
+    """Let the session's stream tell what the call did, also where it failed."""
+    session = scope.get(SESSION)
+    name = SEQUENCE_HEADER.lower().encode()
+    if isinstance(session, Session) and all(key != name for key, _ in start["headers"]):
+        told = [(name, value.encode()) for value in session.tell(()).values()]
+        start["headers"] = [*start["headers"], *told]
+
+
+async def _part(receive: Receive) -> None:
+    """Wait until the client of a call that was taken back has hung up."""
+    with anyio.move_on_after(GOODBYE_S):
+        while (await receive())["type"] != "http.disconnect":
+            pass
 
 
 class BodyGuard:

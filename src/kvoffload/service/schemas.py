@@ -81,7 +81,7 @@ class RetentionChange(Body):
 class RequestChain(Chain, RetentionChange):
     """The chain of one prompt."""
 
-    wait_pending_s: Annotated[float, Field(ge=0, le=60)] = 0.0
+    wait_pending_s: Seconds = 0.0
 
 
 class LoadHit(Body):

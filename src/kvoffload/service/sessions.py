@@ -5,19 +5,21 @@ from __future__ import annotations
 import logging
 import secrets
 from collections import Counter
-from collections.abc import Sequence
-from contextlib import contextmanager, suppress
+from collections.abc import MutableMapping, Sequence
+from contextlib import AbstractAsyncContextManager, contextmanager, suppress
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import anyio
 
 from ..errors import NotPinnedError, OffloadError
 from ..keys import show_hash
 from ..managers.async_lru_manager import AsyncLRUManager, NamespaceView
+from ..managers.contract import Contract
 from ..request import RequestScope
-from ..types import BlockHash, SlotEntry
+from ..types import BlockHash, Lease, SlotEntry
 from .access import Principal
+from .calls import Calls
 from .limits import Limits
 from .problems import RefusedError
 from .streams import SessionStream
@@ -26,6 +28,11 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
 
 log = logging.getLogger("kvoffload")
+
+SESSION = "kvoffload.session"
+"""Where the scope of a call has its session, if it is in one."""
+CANCEL = "kvoffload.cancel"
+"""Where the scope of a call has the cancel scope that it runs in."""
 
 
 @dataclass(slots=True, eq=False)
@@ -50,9 +57,12 @@ class Session:
         namespace: The namespace.
         principal: Who opened it; for others it is not there.
         view: The manager as seen from inside the namespace.
+        watched: Whose counters and events it is told: that, or the manager with all namespaces.
         held: Blocks that are pinned for it, with how often.
         reserved: Blocks that are reserved for it, with where their bytes go.
         requests: Open request scopes, by name.
+        leases: Open leases and how many blocks they pin, by name.
+        calls: Calls that are under way, or can be taken back.
         stream: Tells the client what happens; `None` while it doesn't listen.
         last_use: When it was used last.
     """
@@ -61,37 +71,44 @@ class Session:
     namespace: str
     principal: Principal
     view: NamespaceView
+    watched: Contract
     last_use: float
     held: Counter[BlockHash] = field(default_factory=Counter)
     reserved: dict[BlockHash, SlotEntry] = field(default_factory=dict)
     requests: dict[str, HeldRequest] = field(default_factory=dict)
+    leases: dict[str, tuple[AbstractAsyncContextManager[Lease], int]] = field(default_factory=dict)
+    calls: Calls = field(default_factory=Calls)
     stream: SessionStream | None = None
     is_over: bool = False
-    _calls: int = 0
-    _idle: anyio.Event = field(default_factory=anyio.Event)
 
     @property
     def holds(self) -> int:
         """How much it holds: blocks and requests."""
-        return self.held.total() + len(self.reserved) + len(self.requests)
+        leased = sum(count for _, count in self.leases.values())
+        return self.held.total() + len(self.reserved) + len(self.requests) + leased
 
     @contextmanager
-    def call(self) -> Iterator[Session]:
-        """Keep the session from ending for as long as a call in it takes."""
-        self._calls += 1
-        try:
-            yield self
-        finally:
-            self._calls -= 1
-            self.last_use = anyio.current_time()
-            if not self._calls:
-                self._idle.set()
-                self._idle = anyio.Event()
+    def call(self, scope: MutableMapping[str, Any], name: str | None) -> Iterator[Session]:
+        """Count a call as under way, which keeps the session from ending by itself.
+
+        Args:
+            scope: The call's ASGI scope.
+            name: What the client calls it.
+
+        Raises:
+            RefusedError: The client has taken it back already.
+        """
+        with self.calls.call(scope[CANCEL], name):
+            scope[SESSION] = self
+            try:
+                yield self
+            finally:
+                self.last_use = anyio.current_time()
 
     @property
     def is_busy(self) -> bool:
         """Whether a call in it is under way."""
-        return self._calls > 0
+        return len(self.calls) > 0
 
     def check_holds(self, more: int, limits: Limits) -> None:
         """Refuse to hold too much.
@@ -139,11 +156,39 @@ class Session:
                 )
         self.held -= wanted
 
+    async def end_lease(self, name: str) -> None:
+        """Unpin what a lease holds; nothing if there is none of that name any more."""
+        if name in self.leases:
+            await self.leases.pop(name)[0].__aexit__(None, None, None)
+
+    async def end_request(self, name: str) -> None:
+        """Leave a request's scope; nothing if there is none of that name any more."""
+        if name in self.requests:
+            await self.requests.pop(name).scope.__aexit__(None, None, None)
+
+    async def abandon_load(self, block_hashes: Sequence[BlockHash]) -> None:
+        """Unpin what it still holds of these; each as often as it is named."""
+        for block_hash in block_hashes:
+            if self.held[block_hash]:
+                self.held -= Counter([block_hash])
+                with suppress(NotPinnedError):  # its time was up
+                    await self.view.complete_load([block_hash])
+
+    async def abandon_store(self, block_hashes: Sequence[BlockHash]) -> None:
+        """Give up what of these is still reserved for it."""
+        mine = [
+            each
+            for each in dict.fromkeys(block_hashes)
+            if self.reserved.pop(each, None) is not None
+        ]
+        await self.view.complete_store(mine, success=False)
+
     async def end(self) -> None:
-        """Give back all that it holds, once no call in it is under way."""
+        """Give back all that it holds; calls in it that are under way are cancelled."""
         self.is_over = True
-        while self._calls:
-            await self._idle.wait()
+        await self.calls.cancel_all()
+        for name in list(self.leases):
+            await self.end_lease(name)
         requests, self.requests = self.requests, {}
         for held in requests.values():
             await held.scope.__aexit__(None, None, None)
@@ -166,8 +211,15 @@ class Sessions:
     def __len__(self) -> int:
         return len(self._sessions)
 
-    def open(self, manager: AsyncLRUManager, namespace: str, principal: Principal) -> Session:
-        """Start a session.
+    def open(
+        self,
+        manager: AsyncLRUManager,
+        namespace: str,
+        principal: Principal,
+        *,
+        everywhere: bool = False,
+    ) -> Session:
+        """Start a session, which is told the counters and events of its namespace, or of all.
 
         Raises:
             RefusedError: There are too many.
@@ -179,11 +231,13 @@ class Sessions:
                 f"{len(self._sessions)} sessions are open, and no more are served",
                 headers={"Retry-After": "1"},
             )
+        view = manager.namespace(namespace)
         session = Session(
             secrets.token_urlsafe(16),
             namespace,
             principal,
-            manager.namespace(namespace),
+            view,
+            manager if everywhere else view,
             anyio.current_time(),
         )
         self._sessions[session.id] = session

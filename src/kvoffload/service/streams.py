@@ -15,8 +15,9 @@ from starlette.types import Receive, Scope, Send
 
 from ..events import OffloadingEvent, Subscription
 from ..managers.async_lru_manager import NamespaceView
+from ..managers.contract import Contract
 from ..metrics import ManagerStats
-from ..types import BlockHash
+from ..types import BlockHash, BlockState
 from .wire import SEQUENCE_HEADER, hash_to_text, hashes_to_text
 
 BEAT_S = 15.0
@@ -24,6 +25,11 @@ BEAT_S = 15.0
 MOST_LINES = 1024
 """Lines that a stream holds for a slow reader before it takes no more events from the manager,
 which then counts what the reader misses."""
+SOON_S, LATER_S = 0.01, 2.0
+"""Shortest and longest time after which a session's stream looks for what changed without a call:
+soon after something happened, twice as long each time that nothing did."""
+MOST_WATCHED = 4096
+"""Blocks that were pending when they were told, and are looked at again."""
 
 
 def stats_to_json(stats: ManagerStats) -> dict[str, Any]:
@@ -50,19 +56,34 @@ def event_to_json(event: OffloadingEvent) -> dict[str, Any]:
 
 
 class SessionStream:
-    """The numbered lines that tell a session's client what happens in its namespace."""
+    """The numbered lines that tell a session's client what happens in its namespace.
+
+    Args:
+        view: Where the session's calls go.
+        watched: Whose events and counters are told: that, or the manager with all namespaces.
+        hello: What the first line says.
+        note_missed: Called with how many events were lost before one that is told.
+    """
 
     def __init__(
-        self, view: NamespaceView, hello: Mapping[str, Any], note_missed: Callable[[int], None]
+        self,
+        view: NamespaceView,
+        watched: Contract,
+        hello: Mapping[str, Any],
+        note_missed: Callable[[int], None],
     ) -> None:
-        events = view.events()
+        events = watched.events()
         assert isinstance(events, Subscription)
         self._view = view
+        self._watched = watched
         self._events = events
         self._note_missed = note_missed
         self._lines: deque[bytes] = deque()
         self._number = -1
-        self._stats: dict[str, Any] | None = None
+        self._stats: ManagerStats | None = None
+        # Nothing tells of a block that somebody else reserved and gave up, so it is looked for.
+        self._pending: dict[BlockHash, None] = {}
+        self._pause_s = SOON_S
         self._wake = anyio.Event()
         self._is_over = False
         self._put({"hello": hello})
@@ -77,18 +98,8 @@ class SessionStream:
         """
         self._take_events()
         if len(self._lines) < MOST_LINES:
-            if block_hashes:
-                once = list(dict.fromkeys(block_hashes))
-                found = self._view.locate(once)
-                places = [
-                    [hash_to_text(each), place.state.value, place.tier]
-                    for each, place in zip(once, found, strict=True)
-                ]
-                self._put({"locations": places})
-            stats = stats_to_json(self._view.get_stats())
-            if stats != self._stats:
-                self._stats = stats
-                self._put({"stats": stats})
+            self._tell_places(list(dict.fromkeys(block_hashes)))
+            self._tell_stats()
         return {SEQUENCE_HEADER: str(self._number)}
 
     def end(self, why: str) -> None:
@@ -99,6 +110,7 @@ class SessionStream:
 
     async def lines(self) -> AsyncGenerator[bytes]:
         """Yield the lines, until the session or the manager ends."""
+        silent_s = 0.0
         while True:
             self._take_events()
             while self._lines:
@@ -108,16 +120,57 @@ class SessionStream:
             if self._is_over and not self._lines:
                 return
             self._wake = anyio.Event()
-            with anyio.move_on_after(BEAT_S) as silence:
+            with anyio.move_on_after(self._pause_s) as silence:
                 await self._wake.wait()
-            if silence.cancelled_caught:
+            if not silence.cancelled_caught:
+                self._pause_s = SOON_S
+                silent_s = 0.0
+                continue
+            silent_s += self._pause_s
+            self._pause_s = min(2 * self._pause_s, LATER_S)
+            if self._look_again():
+                silent_s = 0.0
+            elif silent_s >= BEAT_S:
                 self._put({"beat": True})
+                silent_s = 0.0
 
     def _take_events(self) -> None:
         if len(self._lines) < MOST_LINES:
             for event in self._events.take():
                 self._note_missed(event.missed)
                 self._put({"event": event_to_json(event)})
+
+    def _look_again(self) -> bool:
+        """Tell what changed without a call and without an event; say whether something did."""
+        number = self._number
+        pending = list(self._pending)
+        found = self._view.locate(pending) if pending else []
+        settled = [
+            each
+            for each, place in zip(pending, found, strict=True)
+            if place.state is not BlockState.PENDING
+        ]
+        self._tell_places(settled)
+        self._tell_stats()
+        return self._number > number
+
+    def _tell_places(self, block_hashes: Sequence[BlockHash]) -> None:
+        if not block_hashes:
+            return
+        places: list[list[str | None]] = []
+        for block_hash, place in zip(block_hashes, self._view.locate(block_hashes), strict=True):
+            places.append([hash_to_text(block_hash), place.state.value, place.tier])
+            if place.state is not BlockState.PENDING:
+                self._pending.pop(block_hash, None)
+            elif len(self._pending) < MOST_WATCHED:
+                self._pending[block_hash] = None
+        self._put({"locations": places})
+
+    def _tell_stats(self) -> None:
+        stats = self._watched.get_stats()
+        if stats != self._stats:
+            self._stats = stats
+            self._put({"stats": stats_to_json(stats)})
 
     def _put(self, line: Mapping[str, Any]) -> None:
         if self._is_over:

@@ -24,6 +24,8 @@ PREFIX = struct.Struct("<4sI")
 MAX_HEADER_BYTES = 4 * 1024 * 1024
 SEQUENCE_HEADER = "KVOffload-Sequence"
 """Of an answer within a session: the last line of the session's stream that was sent before it."""
+CALL_HEADER = "KVOffload-Call"
+"""Of a call within a session: the name by which its client can take it back."""
 
 
 _INTEGER = re.compile(r"-?[0-9]{1,600}")

@@ -7,6 +7,7 @@ from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager, suppress
 from typing import Annotated
 
+import anyio
 from fastapi import APIRouter, Depends, Request, Response
 
 from ...errors import ConfigError, NotPinnedError
@@ -17,6 +18,7 @@ from ..access import Principal
 from ..batches import BatchReader, BatchResponse
 from ..dependencies import (
     Caller,
+    Everywhere,
     NamespaceName,
     Reader,
     ReadingMember,
@@ -52,10 +54,17 @@ streams = APIRouter(route_class=StreamRoute, prefix="/sessions", tags=["sessions
 
 
 @router.post("", status_code=201, responses=documented())
-async def open_session(caller: Reader) -> SessionInfo:
-    """Open a session: what a client holds ends with it."""
+async def open_session(caller: Reader, everywhere: Everywhere = False) -> SessionInfo:
+    """Open a session: what a client holds ends with it.
+
+    With `all`, its stream tells the counters and events of every namespace.
+    """
+    if everywhere:
+        caller.check_sees_all()
     service = caller.service
-    session = service.sessions.open(service.manager, caller.namespace, caller.principal)
+    session = service.sessions.open(
+        service.manager, caller.namespace, caller.principal, everywhere=everywhere
+    )
     return _info(service, session)
 
 
@@ -76,7 +85,7 @@ async def follow_session(
     if found.stream is not None:
         raise RefusedError(409, "SessionInUse", "a session has one stream, and this one has it")
     hello = _info(service, found).model_dump()
-    found.stream = SessionStream(found.view, hello, service.note_missed)
+    found.stream = SessionStream(found.view, found.watched, hello, service.note_missed)
     return StreamResponse(
         found.stream.lines(),
         "application/x-ndjson",
@@ -114,6 +123,7 @@ async def prepare_store(
         return PrepareAnswer(prepared=None)
     entries = output.store_spec.entries
     session.reserved.update(zip(output.block_hashes_to_store, entries, strict=True))
+    caller.gave(lambda: session.abandon_store(output.block_hashes_to_store))
     caller.tell(response, [*hashes, *output.block_hashes_evicted])
     return PrepareAnswer(
         prepared=Prepared(
@@ -156,7 +166,8 @@ async def complete_store(caller: WritingMember, request: Request, response: Resp
         mine.clear()
         views = []
         if not is_whole:
-            await caller.view.complete_store(done, success=False)
+            with anyio.CancelScope(shield=True):
+                await caller.view.complete_store(done, success=False)
     await caller.view.complete_store(done)
     caller.tell(response, hashes)
 
@@ -166,8 +177,7 @@ async def abandon_store(caller: WritingMember, body: Chain, response: Response) 
     """Give reserved slots up."""
     session = _session_of(caller)
     hashes = caller.hashes(body.block_hashes)
-    mine = [each for each in dict.fromkeys(hashes) if session.reserved.pop(each, None) is not None]
-    await caller.view.complete_store(mine, success=False)
+    await session.abandon_store(hashes)
     caller.tell(response, hashes)
 
 
@@ -183,6 +193,7 @@ async def prepare_load(caller: ReadingMember, body: Chain) -> Response:
     session.check_holds(len(hashes), caller.service.limits)
     spec = await caller.view.prepare_load(hashes)
     session.held.update(hashes)
+    caller.gave(lambda: session.abandon_load(hashes))
     return BatchResponse(
         _views_of(spec.entries),
         hashes,
@@ -224,6 +235,7 @@ async def open_request(
     await scope.__aenter__()
     name = secrets.token_urlsafe(8)
     session.requests[name] = HeldRequest(scope, hashes)
+    caller.gave(lambda: session.end_request(name))
     caller.tell(response, hashes)
     return RequestInfo(request=name, hit=scope.hit)
 
@@ -290,8 +302,7 @@ async def end_request(caller: ReadingMember, name: str, response: Response) -> N
     """Leave the request's scope: one use of its whole chain."""
     session = _session_of(caller)
     held = session.request(name)
-    del session.requests[name]
-    await held.scope.__aexit__(None, None, None)
+    await session.end_request(name)
     caller.tell(response, held.block_hashes)
 
 

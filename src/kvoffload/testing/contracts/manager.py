@@ -52,6 +52,7 @@ class ManagerContract(
         block_bytes: Bytes of a slot.
         exact_lru: Whether nothing but recency decides which block leaves. A policy that weighs
             more still has to evict a chain tail first, and is tested for that.
+        is_remote: Whether it only speaks to a manager elsewhere, so that every call has to wait.
         reservation_ttl_s: Seconds until a two-phase holder that never completes is given up.
         settle_s: Real seconds that background work may go on after a test's last call.
         deadline_s: Real seconds after which a test counts as hanging.

@@ -68,6 +68,7 @@ class ManagerSuite:
     durable_blocks: int = 0
     block_bytes: int = 64
     exact_lru: bool = True
+    is_remote: bool = False
     reservation_ttl_s: float = 600.0
     settle_s: float = 5.0
     deadline_s: float = 20.0
