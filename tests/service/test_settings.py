@@ -356,7 +356,12 @@ def test_sizes_are_whole_blocks_and_no_more() -> None:
         (
             {"namespaces": {"a": {"reserved": "600MiB"}, "b": {"reserved": "600MiB"}}},
             "namespaces.a.reserved (argument), namespaces.b.reserved (argument): 1.17 GiB are "
-            "reserved together, and all tiers together have 1 GiB",
+            "reserved together, in whole blocks, and all tiers together have 1 GiB",
+        ),
+        (
+            {"hot": "4MiB", "namespaces": {name: {"reserved": 2 * MIB + 1} for name in "ab"}},
+            "namespaces.a.reserved (argument), namespaces.b.reserved (argument): 8 MiB are "
+            "reserved together, in whole blocks, and all tiers together have 4 MiB",
         ),
         (
             {"namespaces": {"a": {"max": "4MiB", "reserved": "6MiB"}}},

@@ -184,12 +184,13 @@ class Checker:
         if not self._fine("block_bytes", "hot", "warm", "cold", "namespaces"):
             return
         one = settings.block_bytes
-        capacity = sum(size // one * one for size in (settings.hot, settings.warm, settings.cold))
-        reserved = sum(share.reserved for share in settings.namespaces.values())
-        if reserved > capacity:
+        slots = sum(size // one for size in (settings.hot, settings.warm, settings.cold))
+        # Rounded up, as the manager does: each namespace gets its own in whole blocks.
+        reserved = sum(-(-share.reserved // one) for share in settings.namespaces.values())
+        if reserved > slots:
             self._add(
-                f"{human_bytes(reserved)} are reserved together, and all tiers together have "
-                f"{human_bytes(capacity)}",
+                f"{human_bytes(reserved * one)} are reserved together, in whole blocks, and all "
+                f"tiers together have {human_bytes(slots * one)}",
                 *(
                     ("namespaces", name, "reserved")
                     for name, share in settings.namespaces.items()
