@@ -16,6 +16,7 @@ from .inspect import inspect
 from .replay import replay
 from .serve import serve
 from .simulate import simulate
+from .top import top
 
 app = typer.Typer(
     name="kvoffload",
@@ -29,6 +30,7 @@ app.command()(inspect)
 app.command()(simulate)
 app.command()(serve)
 app.command()(config)
+app.command()(top)
 
 
 def _show_version(wanted: bool) -> None:

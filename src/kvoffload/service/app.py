@@ -5,11 +5,12 @@ from __future__ import annotations
 from collections.abc import AsyncIterator, Callable
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
 
-from fastapi import APIRouter, FastAPI
+from fastapi import APIRouter, FastAPI, Response
 
 from ..managers.async_lru_manager import AsyncLRUManager
 from . import VERSION
 from .access import AccessControl
+from .dashboard import load_page
 from .limits import Limits
 from .routes import blocks, leases, operations, sessions
 from .state import STATE, Service, running
@@ -79,6 +80,13 @@ def create_app(
         lifespan=lifespan_of(make_manager, access, limits or Limits()),
     )
     app.include_router(create_router())
+    if dashboard:
+        page = load_page()
+
+        @app.get("/", include_in_schema=False)
+        async def show_dashboard() -> Response:
+            return Response(page.html, headers=page.headers)
+
     return app
 
 
