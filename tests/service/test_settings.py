@@ -352,7 +352,6 @@ def test_sizes_are_whole_blocks_and_no_more() -> None:
         ),
         ({"host": "example.org"}, "unprotected (argument), host (argument): everybody who"),
         ({"tokens": [{"token": "a"}]}, "unprotected (argument), tokens (argument): tokens protect"),
-        ({"unprotected": False}, "tokens (default): there are none, so nobody could do anything"),
         (
             {"namespaces": {"a": {"reserved": "600MiB"}, "b": {"reserved": "600MiB"}}},
             "namespaces.a.reserved (argument), namespaces.b.reserved (argument): 1.17 GiB are "
@@ -445,8 +444,8 @@ def test_the_token_of_a_client_is_no_setting(monkeypatch: pytest.MonkeyPatch) ->
     """`kvoffload top` has it in the same environment."""
     monkeypatch.setenv("KVOFFLOAD_TOKEN", SECRET)
     assert not ServiceSettings(**OPEN).tokens
-    (line,) = mistakes()
-    assert line.endswith("(KVOFFLOAD_TOKEN is for clients)")
+    with pytest.raises(ConfigError, match=r"\(KVOFFLOAD_TOKEN is for clients\)"):
+        ServiceSettings().access()
 
 
 def test_all_mistakes_come_together(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -588,3 +587,11 @@ def test_mistakes_travel_between_processes() -> None:
         ServiceSettings(port=-1)
     again = pickle.loads(pickle.dumps(caught.value))
     assert str(again) == str(caught.value)
+
+
+def test_without_tokens_nobody_may_do_anything() -> None:
+    """No mistake by itself, for the cache may be used inside of an application alone."""
+    settings = ServiceSettings()
+    assert not settings.lets_somebody_in
+    with pytest.raises(ConfigError, match=r"tokens \(default\): there are none, so nobody"):
+        settings.access()

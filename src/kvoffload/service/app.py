@@ -77,6 +77,8 @@ def create_app(
         title="kvoffload",
         version=VERSION,
         description="Keeps the KV-cache blocks of language models in memory and on disk.",
+        docs_url=None,  # its page loads scripts from elsewhere
+        redoc_url=None,
         lifespan=lifespan_of(make_manager, access, limits or Limits()),
     )
     app.include_router(create_router())

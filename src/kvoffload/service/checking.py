@@ -14,7 +14,7 @@ from ..errors import ConfigError
 from ..sizes import human_bytes, memory_needed, memory_of_machine, room_on_disk
 from ..storage.keyfile import parse_key
 from .mistakes import Mistake
-from .sources import CLIENTS_VARIABLE, Gathered, Keys
+from .sources import Gathered, Keys
 
 if TYPE_CHECKING:
     from .settings import ServiceSettings, TokenSettings
@@ -338,15 +338,6 @@ class Checker:
                     "unprotected",
                     "host",
                 )
-        elif not settings.tokens:
-            clients = f" ({CLIENTS_VARIABLE} is for clients)"
-            self._add(
-                "there are none, so nobody could do anything: give some, as [[tokens]] in the "
-                "settings file or as KVOFFLOAD_TOKENS__0__TOKEN_FILE, or say unprotected "
-                "(KVOFFLOAD_UNPROTECTED=true, --unprotected) on loopback or a Unix socket"
-                + (clients if CLIENTS_VARIABLE in os.environ else ""),
-                "tokens",
-            )
 
 
 def _is_loopback(host: str) -> bool:

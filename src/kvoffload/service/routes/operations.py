@@ -16,7 +16,7 @@ from ...types import TierState
 from .. import VERSION
 from ..dependencies import Overseen, Reader
 from ..exposition import Exposition
-from ..guard import GuardedRoute, StreamRoute
+from ..guard import StreamRoute, WatchingRoute
 from ..observing import OPERATIONS
 from ..problems import RefusedError, documented, streamed
 from ..prometheus import render
@@ -29,9 +29,9 @@ NAMESPACES_A_TURN = 64
 MAX_NAMESPACES = 200
 """How many, those with the most bytes, are shown."""
 
-router = APIRouter(route_class=GuardedRoute, tags=["operations"])
+router = APIRouter(route_class=WatchingRoute, tags=["operations"])
 streams = APIRouter(route_class=StreamRoute, tags=["operations"])
-metrics = APIRouter(route_class=GuardedRoute, tags=["operations"])
+metrics = APIRouter(route_class=WatchingRoute, tags=["operations"])
 health = APIRouter(tags=["health"])
 
 
@@ -124,6 +124,7 @@ async def _overview(service: Service) -> dict[str, Any]:
         "time": time.time(),
         "uptime_s": time.monotonic() - service.started_at,
         "draining": service.draining.is_set(),
+        "block_bytes": service.block_bytes,
         "stats": stats_to_json(manager.get_stats()),
         "namespaces": {name: _summary(each) for name, each in largest},
         "namespaces_total": len(names),
