@@ -318,6 +318,15 @@ class Index:
             slots.append(slot)
         return slots
 
+    def give_up_copies(self, level: Level, entries: Iterable[BlockEntry]) -> None:
+        """Free the slots of a level that hold clean copies of these blocks."""
+        for entry in entries:
+            if entry.copies is None:
+                raise RuntimeError(f"{entry!r} has no copies")
+            del level.copies[entry.key]
+            level.bytes -= entry.size
+            level.free([entry.copies.pop(level.number)], [entry.key])
+
     def promote(self, entry: BlockEntry, number: int, slot: int) -> None:
         """Make a pinned block, whose bytes are in this slot now, at home there.
 

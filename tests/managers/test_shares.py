@@ -9,6 +9,7 @@ import pytest
 from kvoffload import (
     AsyncLRUManager,
     ConfigError,
+    CorruptBlockError,
     LRUManagerFactory,
     LRUPolicy,
     ManagerSettings,
@@ -17,7 +18,7 @@ from kvoffload import (
     OffloadingManager,
     RejectReason,
 )
-from kvoffload.testing import ManualClock, payload_for
+from kvoffload.testing import FaultyTier, ManualClock, RestartableTier, payload_for
 
 BLOCK = 8
 QUOTA = RejectReason.QUOTA
@@ -311,6 +312,169 @@ class TestReserve:
             assert await there(a, "a1", "a2", "a3") == "a1 a2 a3"
             assert await b.prepare_store(["b1"]) is not None
             assert await there(a, "a1", "a2", "a3") == "a1 a2"
+
+
+class TestTrouble:
+    async def test_a_reserved_block_that_can_t_be_moved_stays(self) -> None:
+        """The disk below fails: the store is what fails, and not what was kept for another."""
+        cold = FaultyTier(MemoryTier(4, BLOCK, name="cold"))
+        async with AsyncLRUManager(
+            hot=MemoryTier(2, BLOCK), cold=cold, policy="lru", shares={"a": reserve(2)}
+        ) as kv:
+            a, b = kv.namespace("a"), kv.namespace("b")
+            await store(a, "a1", "a2")
+            cold.fail("write", times=None)
+            assert (await store(b, "b1")).rejected == {"b1": RejectReason.FAILED}
+            assert await b.prepare_store(["b1"]) is None
+            assert await there(a, "a1", "a2") == "a1 a2"
+            cold.heal()
+            assert (await store(b, "b1")).stored == ("b1",)
+            assert await there(a, "a1", "a2") == "a1 a2"
+            kv.check_invariants()
+
+    async def test_what_waits_for_the_same_failing_move_is_rejected_too(self) -> None:
+        """Behind the block that stays, another can't take its place."""
+        cold = FaultyTier(MemoryTier(2, BLOCK, name="cold"))
+        async with AsyncLRUManager(
+            hot=MemoryTier(1, BLOCK),
+            warm=MemoryTier(1, BLOCK, name="warm"),
+            cold=cold,
+            policy="lru",
+            shares={"a": reserve(2)},
+        ) as kv:
+            a, b = kv.namespace("a"), kv.namespace("b")
+            await store(a, "a1", "a2")
+            cold.fail("write", times=None)
+            result = await store(b, "b1")
+            assert result.rejected == {"b1": RejectReason.FAILED}
+            assert await there(a, "a1", "a2") == "a1 a2"
+
+    async def test_a_damaged_block_counts_no_more(self) -> None:
+        """It is dropped when it is read."""
+        cold = FaultyTier(RestartableTier(4, BLOCK))
+        async with AsyncLRUManager(
+            hot=MemoryTier(1, BLOCK), cold=cold, policy="lru", shares={"a": quota(2)}
+        ) as kv:
+            a = kv.namespace("a")
+            await store(a, "a1", "a2")
+            cold.fail("read", CorruptBlockError)
+            with pytest.raises(CorruptBlockError):
+                async with a.load(["a1", "a2"]):
+                    pass
+            assert used(kv, "a") == 1
+
+
+class TestRestart:
+    async def test_a_lowered_quota_trims_what_is_found(self) -> None:
+        """The coldest leave, and count as evictions."""
+        cold = RestartableTier(4, BLOCK)
+
+        def manager(blocks: int) -> AsyncLRUManager:
+            hot = MemoryTier(1, BLOCK)
+            return AsyncLRUManager(hot=hot, cold=cold, policy="lru", shares={"a": quota(blocks)})
+
+        async with manager(4) as kv:
+            for name in ("a1", "a2", "a3"):
+                await store(kv.namespace("a"), name)
+            await store(kv, "x")
+        async with manager(2) as kv:
+            a = kv.namespace("a")
+            assert used(kv, "a") == 2
+            assert await there(a, "a1", "a2", "a3") == "a2 a3"
+            assert a.get_stats().evictions == 1
+            assert await there(kv, "x") == "x"
+
+    async def test_the_order_of_what_is_found_goes_over_all_namespaces(self) -> None:
+        """The disk tells it, and no use since."""
+        cold = RestartableTier(4, BLOCK)
+        shares = {"a": quota(4)}
+        async with AsyncLRUManager(
+            hot=MemoryTier(1, BLOCK), cold=cold, policy="lru", shares=shares
+        ) as kv:
+            for name in ("b1", "a1", "b2", "a2"):
+                await store(kv.namespace(name[0]), name)
+        async with AsyncLRUManager(
+            hot=MemoryTier(1, BLOCK), cold=cold, policy="lru", shares=shares
+        ) as kv:
+            gone = []
+            for _ in range(4):
+                gone += await kv.namespace("b").evict(num_blocks=0)
+                coldest = kv._core.index.coldest(1, None, everywhere=True)
+                gone += [entry.block_hash for entry in coldest]
+                kv._core.index.drop(coldest)
+            assert gone == ["b1", "a1", "b2", "a2"]
+
+    async def test_a_close_keeps_what_is_reserved(self) -> None:
+        """Before hotter blocks of others, and before their copies."""
+        cold = RestartableTier(2, BLOCK)
+        shares = {"a": reserve(1)}
+        clock = ManualClock()
+
+        def manager() -> AsyncLRUManager:
+            hot = MemoryTier(3, BLOCK)
+            return AsyncLRUManager(
+                hot=hot, cold=cold, policy="lru", shares=shares, clock=clock, promote_threshold=1
+            )
+
+        async with manager() as kv:
+            await store(kv, "x1", "x2")
+        async with manager() as kv:
+            await store(kv.namespace("a"), "a1")
+            clock.advance(1)
+            async with kv.load(["x1", "x2"]):
+                pass
+        async with manager() as kv:
+            assert await there(kv.namespace("a"), "a1") == "a1"
+            assert len((await there(kv, "x1", "x2")).split()) == 1
+
+
+class TestMovement:
+    async def test_a_tight_chain_keeps_its_head_whatever_tier_it_was_for(self) -> None:
+        """Where nobody may wait for the disk, memory below takes what memory can't."""
+        cold = FaultyTier(MemoryTier(4, BLOCK, name="cold"))
+        async with AsyncLRUManager(
+            hot=MemoryTier(2, BLOCK),
+            warm=MemoryTier(2, BLOCK, name="warm"),
+            cold=cold,
+            policy="lru",
+            when_full="reject",
+            watermarks=(0, 0),
+        ) as kv:
+            await store(kv, "x1", "x2")
+            await store(kv, "y1", "y2")
+            result = await store(kv, "c1", "c2", "c3")
+            assert not result.rejected or result.stored == ("c1", "c2", "c3")[: len(result.stored)]
+
+    async def test_room_is_made_ahead_for_nobody(self) -> None:
+        """What is reserved may be moved down for it, and is not evicted for it."""
+        clock = ManualClock()
+        async with make(4, 2, clock=clock, shares={"a": reserve(2)}, watermarks=(0.5, 0.5)) as kv:
+            a, b = kv.namespace("a"), kv.namespace("b")
+            await store(a, "a1", "a2")
+            clock.advance(1)
+            for number in range(8):
+                await store(b, f"b{number}")
+                clock.advance(1)
+                await kv._core.jobs.drain()
+                assert await there(a, "a1", "a2") == "a1 a2"
+                kv.check_invariants()
+
+    @pytest.mark.parametrize("admission", ["reused", "likely"])
+    async def test_reserved_blocks_are_not_spared(self, admission: str) -> None:
+        """What nobody used again is not worth writing, but it is somebody's."""
+        cold = FaultyTier(RestartableTier(4, BLOCK))
+        async with AsyncLRUManager(
+            hot=MemoryTier(2, BLOCK),
+            cold=cold,
+            cold_admission=admission,
+            shares={"a": reserve(1)},
+        ) as kv:
+            a, b = kv.namespace("a"), kv.namespace("b")
+            await store(a, "a1", "a2")
+            await store(b, "b1", "b2")
+            await store(b, "b3", "b4")
+            assert await there(a, "a1", "a2") == "a1"
+            assert await there(b, "b3", "b4") == "b3 b4"
 
 
 class TestOrder:

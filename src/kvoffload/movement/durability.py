@@ -106,7 +106,8 @@ class Durability:
     def _take_hottest(self, level: Level, volatile: list[BlockEntry]) -> list[BlockEntry]:
         """Evict from the persistent tier what must give way; return the blocks that fit then.
 
-        What is reserved for a namespace, of its hottest blocks, comes before all others.
+        What is reserved for a namespace, of its hottest blocks, comes before all others, also
+        before copies of what is in memory.
         """
         index, sharing = self._index, self._room.sharing
         missing = len(volatile) - level.slots.free
@@ -115,11 +116,16 @@ class Durability:
             keys = index.policy.victims(level.number, count, index.pinned)
             if sharing is not None:
                 there = [index.ready[key] for key in reversed(keys)]
-                reserved = sharing.hottest_reserved([*volatile, *there])
+                copied = list(level.copies.values())
+                reserved = sharing.hottest_reserved([*copied, *volatile, *there])
                 keys = [key for key in keys if index.ready[key] not in reserved][:missing]
                 volatile.sort(key=lambda entry: entry not in reserved)
             index.drop([index.ready[key] for key in keys])
             index.count("evictions", keys)
+            if sharing is not None:
+                short = sum(entry in reserved for entry in volatile) - level.slots.free
+                given_up = [entry for entry in copied if entry not in reserved]
+                index.give_up_copies(level, given_up[: max(0, short)])
         return volatile[: level.slots.free]
 
     async def _write_through(
