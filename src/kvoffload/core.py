@@ -26,6 +26,7 @@ from .observing import Observer
 from .prefetch import Prefetcher
 from .retention import Retention
 from .room import Room
+from .shares import Shares, namespace_of
 from .twophase import TwoPhase
 from .types import BlockHash, BlockState, ByteArray, Clock, EvictionPolicy, Key, RejectReason, Tier
 from .views import Staging
@@ -60,6 +61,7 @@ class CoreOptions:
             one, room is made until as many are as the second.
         may_wait: Whether a store may wait for a lower tier.
         writes_through: Whether a store also writes to the persistent tier.
+        shares: What namespaces may have, where any has a share; with the manager's policy.
     """
 
     clock: Clock
@@ -72,6 +74,7 @@ class CoreOptions:
     watermarks: tuple[float, float] = (0.0, 0.0)
     may_wait: bool = True
     writes_through: bool = False
+    shares: Shares | None = None
 
 
 class Core:
@@ -88,7 +91,7 @@ class Core:
         self.lifecycle = Lifecycle(name)
         self.check = self.lifecycle.check
         self.events = EventHub(self.namespace)
-        self.index = Index(tiers, policy, self.clock, self.events)
+        self.index = Index(tiers, policy, self.clock, self.events, options.shares)
         self.room = Room(
             self.index, cold_admission=options.cold_admission, watermarks=options.watermarks
         )
@@ -282,7 +285,7 @@ class Core:
         """Reserve slots of the hottest tier for new blocks; `None` if there is no room."""
         hottest = self.index.levels[0]
         named.hold()
-        if hottest.room < len(keys) and not (
+        if self.room.most(len(keys), namespace_of(keys)) < len(keys) and not (
             self.storing.moving and len(keys) <= hottest.slots.capacity
         ):
             return None
@@ -441,6 +444,8 @@ class Core:
                 key: Key = block_hash if namespace == self.namespace else (namespace, block_hash)
                 found.append((key, block.slot, block.size))
             self.index.restore(level, found)
+        if self.room.sharing is not None:
+            self.room.sharing.trim()
 
     async def _close(self, steps: Sequence[Callable[[], Awaitable[None]]]) -> None:
         final = [self._close_tiers, self._stop]

@@ -92,6 +92,8 @@ class RejectReason(Enum):
     """A lower tier is slow and the manager was told not to wait."""
     FAILED = "failed"
     """The tier's write failed."""
+    QUOTA = "quota"
+    """Its namespace has no bytes left."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -28,6 +28,7 @@ from ..observing import Observer
 from ..payloads import check_payloads, check_sizes
 from ..request import RequestScope
 from ..retention import Retention, as_retention
+from ..shares import Shares
 from ..streamed import store_groups
 from ..twophase import Spec
 from ..types import (
@@ -484,6 +485,7 @@ class Manager(Contract):
         watermarks: tuple[float, float] = WATERMARKS,
         when_full: str = "wait",
         write_policy: str = "back",
+        shares: Shares | None = None,
     ) -> None:
         check_choice("cold_admission", cold_admission, COLD_ADMISSIONS)
         check_choice("when_full", when_full, WHEN_FULL)
@@ -509,6 +511,7 @@ class Manager(Contract):
             watermarks=watermarks,
             may_wait=when_full == "wait",
             writes_through=write_policy == "through",
+            shares=shares,
         )
         super().__init__(Core(type(self).__name__, tiers, policy, options), None)
 
