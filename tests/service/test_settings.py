@@ -13,7 +13,7 @@ from typing import Any
 
 import pytest
 
-from kvoffload import ConfigError, LRUManagerFactory, ManagerSettings
+from kvoffload import ConfigError, LRUManagerFactory, ManagerSettings, NamespaceShare
 
 try:
     from kvoffload.service.access import ANYONE, Principal, Right
@@ -58,7 +58,7 @@ def test_defaults_are_those_of_the_manager() -> None:
     settings = ServiceSettings(**OPEN)
     assert (settings.host, settings.port, settings.block_bytes) == ("127.0.0.1", 8401, 2 * MIB)
     assert settings.manager_settings() == ManagerSettings(
-        hot_blocks=512, block_bytes=2 * MIB, staging_bytes=256 * MIB
+        hot_blocks=512, block_bytes=2 * MIB, staging_bytes=256 * MIB, shares={}
     )
 
 
@@ -174,6 +174,7 @@ def test_everything_reaches_the_manager(tmp_path: Path) -> None:
         "reservation_ttl_s": 7,
         "close_timeout_s": 8,
         "namespace": "mine",
+        "namespaces": {"a": {"max": "1MiB", "reserved": "64KiB"}, "": {}},
     }
     made = ServiceSettings(**given, **OPEN).manager_settings()
     assert made == ManagerSettings(
@@ -198,6 +199,7 @@ def test_everything_reaches_the_manager(tmp_path: Path) -> None:
         reservation_ttl_s=7.0,
         close_timeout_s=8.0,
         namespace="mine",
+        shares={"a": NamespaceShare(max_bytes=MIB, reserved_bytes=65536), "": NamespaceShare()},
     )
     LRUManagerFactory.create_async(made)
 

@@ -160,10 +160,11 @@ class AsyncLRUManager(Manager):
         return NamespaceView(self, name)
 
     def namespaces(self) -> list[str]:
-        """Return the names of the namespaces that have or had blocks, the manager's own first."""
+        """Return the names of the namespaces with blocks or a share, the manager's own first."""
         index = self._core.index
         names = {name for name in index.counters if name is not None}
-        names.update(name for level in index.levels for name in level.usage)
+        names.update(*(level.usage for level in index.levels), self._shares)
+        names.discard(self._core.namespace)
         return [self._core.namespace, *sorted(names)]
 
     # Inside

@@ -12,6 +12,7 @@ from pydantic_core import ErrorDetails
 from pydantic_settings import BaseSettings, PydanticBaseSettingsSource, SettingsConfigDict
 
 from ..config import ManagerSettings
+from ..shares import NamespaceShare
 from .access import AccessControl, Right, Token
 from .checking import Checker
 from .fields import (
@@ -273,12 +274,20 @@ class ServiceSettings(BaseSettings):
             io_timeout_s=self.io_timeout_s,
             min_free_bytes=self.min_free,
             encryption_key=key.get_secret_value() if key else None,
+            shares=self.shares(),
         )
 
     @property
     def lets_somebody_in(self) -> bool:
         """Whether there are tokens, or everybody may do everything."""
         return bool(self.tokens) or self.unprotected
+
+    def shares(self) -> dict[str, NamespaceShare]:
+        """Return what namespaces may have at most, and what is kept for them."""
+        return {
+            name: NamespaceShare(max_bytes=share.max, reserved_bytes=share.reserved)
+            for name, share in self.namespaces.items()
+        }
 
     def access(self) -> AccessControl:
         """Return who may do what.
