@@ -15,6 +15,9 @@ from .limits import Limits
 from .routes import blocks, leases, operations, sessions
 from .state import STATE, Service, running
 
+PAGE = load_page()
+"""Read here, for an application may be made in an event loop."""
+
 Lifespan = Callable[[FastAPI], AbstractAsyncContextManager[None]]
 
 
@@ -83,11 +86,10 @@ def create_app(
     )
     app.include_router(create_router())
     if dashboard:
-        page = load_page()
 
         @app.get("/", include_in_schema=False)
         async def show_dashboard() -> Response:
-            return Response(page.html, headers=page.headers)
+            return Response(PAGE.html, headers=PAGE.headers)
 
     return app
 

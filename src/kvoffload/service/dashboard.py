@@ -6,7 +6,6 @@ import re
 from base64 import b64encode
 from collections.abc import Mapping
 from dataclasses import dataclass
-from functools import cache
 from hashlib import sha256
 from importlib.resources import files
 
@@ -26,9 +25,8 @@ class Page:
     headers: Mapping[str, str]
 
 
-@cache
 def load_page() -> Page:
-    """Return the page; the first call reads it from the package, so not in an event loop.
+    """Return the page; it is read from the package, so not in an event loop.
 
     The policy allows the page's own script and style, by their hashes, and connections to the
     server that it came from: nothing from elsewhere, no frame around it, and no markup made of
