@@ -298,8 +298,7 @@ class Index:
         number = min(entry.copies)
         level = self.levels[number]
         left = entry.slot
-        del level.copies[entry.key]
-        level.bytes -= entry.size
+        level.drop_copy(entry)
         self.relocate(entry, level, entry.copies.pop(number))
         self.count("demotions", [entry.key])
         self.emit(EventKind.DEMOTED, [entry.key], level)
@@ -309,12 +308,12 @@ class Index:
         """Drop up to so many clean copies of a level, the oldest; return their slots."""
         slots: list[int] = []
         for _ in range(min(count, len(level.copies))):
-            key, entry = level.copies.popitem(last=False)
+            entry = next(iter(level.copies.values()))
             if entry.copies is None:
                 raise RuntimeError(f"{entry!r} has no copies")
             slot = entry.copies.pop(level.number)
-            level.bytes -= entry.size
-            level.leave([slot], [key])
+            level.drop_copy(entry)
+            level.leave([slot], [entry.key])
             slots.append(slot)
         return slots
 
@@ -323,8 +322,7 @@ class Index:
         for entry in entries:
             if entry.copies is None:
                 raise RuntimeError(f"{entry!r} has no copies")
-            del level.copies[entry.key]
-            level.bytes -= entry.size
+            level.drop_copy(entry)
             level.free([entry.copies.pop(level.number)], [entry.key])
 
     def promote(self, entry: BlockEntry, number: int, slot: int) -> None:
@@ -349,8 +347,7 @@ class Index:
         if entry.copies is None:
             entry.copies = {}
         entry.copies[level.number] = slot
-        level.copies[entry.key] = entry
-        level.bytes += entry.size
+        level.keep_copy(entry)
 
     # Leaving
 
@@ -490,6 +487,7 @@ class Index:
             assert level.stuck == sum(entry.pin_count > 0 for entry in home)
             sizes = [entry.size for entry in [*home, *level.copies.values()]]
             assert level.bytes == sum(sizes)
+            assert level.copied_bytes == sum(entry.size for entry in level.copies.values())
             assert slots.free + slots.in_use + slots.retired + slots.useless == slots.capacity
             assert len(seen[level.number]) <= slots.in_use
         if self.shares is not None:
@@ -552,7 +550,6 @@ class Index:
     def _give_copies_back(self, entry: BlockEntry) -> None:
         for number, slot in (entry.copies or {}).items():
             level = self.levels[number]
-            del level.copies[entry.key]
-            level.bytes -= entry.size
+            level.drop_copy(entry)
             level.free([slot], [entry.key])
         entry.copies = None
