@@ -270,6 +270,24 @@ class TestReserve:
             assert result.stored == ("a3",)
             assert len(result.evicted) == 1
 
+    async def test_its_own_blocks_give_way_to_its_own(self) -> None:
+        """They are kept from others, and not from itself."""
+        for warm in (0, 1):
+            async with make(2 - warm, warm, shares={"a": reserve(2)}) as kv:
+                a = kv.namespace("a")
+                await store(a, "a1", "a2")
+                assert (await store(a, "a3", "a4")).stored == ("a3", "a4")
+                assert await a.prepare_store(["a5"]) is not None
+
+    async def test_below_its_reserve_it_may_still_push_out_its_own(self) -> None:
+        """The rest is pinned by others."""
+        async with make(2, shares={"a": reserve(2)}) as kv:
+            a = kv.namespace("a")
+            await store(a, "a1")
+            await store(kv, "x")
+            async with kv.load(["x"]):
+                assert (await store(a, "a2")).evicted == ("a1",)
+
     async def test_what_is_newer_but_nobody_s_leaves_before_it(self) -> None:
         """With the hot tier's oldest reserved and no room below, a hotter block gives way."""
         clock = ManualClock()
@@ -429,21 +447,20 @@ class TestRestart:
 
 
 class TestMovement:
-    async def test_a_tight_chain_keeps_its_head_whatever_tier_it_was_for(self) -> None:
-        """Where nobody may wait for the disk, memory below takes what memory can't."""
-        cold = FaultyTier(MemoryTier(4, BLOCK, name="cold"))
+    async def test_a_tight_chain_keeps_its_head(self) -> None:
+        """The slot below was for its end, but the head finds none further up."""
         async with AsyncLRUManager(
             hot=MemoryTier(2, BLOCK),
-            warm=MemoryTier(2, BLOCK, name="warm"),
-            cold=cold,
+            warm=MemoryTier(1, BLOCK, name="warm"),
+            cold=FaultyTier(MemoryTier(4, BLOCK, name="cold")),
             policy="lru",
             when_full="reject",
             watermarks=(0, 0),
         ) as kv:
             await store(kv, "x1", "x2")
-            await store(kv, "y1", "y2")
             result = await store(kv, "c1", "c2", "c3")
-            assert not result.rejected or result.stored == ("c1", "c2", "c3")[: len(result.stored)]
+            assert result.stored == ("c1",)
+            assert set(result.rejected) == {"c2", "c3"}
 
     async def test_room_is_made_ahead_for_nobody(self) -> None:
         """What is reserved may be moved down for it, and is not evicted for it."""
