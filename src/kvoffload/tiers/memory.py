@@ -75,6 +75,19 @@ class MemoryTier:
         """Let go of the arena; it lives on as long as a view does."""
         self._arena = None
 
+    @property
+    def arena(self) -> ByteArray:
+        """All slots, one behind the other, to be registered with a device for direct copies.
+
+        Slot `n` begins at byte `n * block_bytes`; leased views and those of `prepare_store` lie in
+        it. There while the tier is open; take the registration back before the manager closes.
+        What is written to it beside the manager is wrong bytes.
+
+        Raises:
+            ClosedError: The tier is not open.
+        """
+        return self.view(0, self.num_blocks * self.block_bytes)
+
     def view(self, slot: int, size: int) -> ByteArray:
         """Return a fresh writable array over the first `size` bytes of a slot."""
         arena = self._arena
