@@ -9,6 +9,8 @@ from pathlib import Path
 
 import pytest
 
+import kvoffload.benching.cold
+from kvoffload.benching.cold import affordable
 from kvoffload.benching.machine import describe_machine, file_system
 from kvoffload.benching.raw_io import RawFile, Team, make_blocks, plan_calls, same_bytes
 from kvoffload.benching.timing import LEAST_ROUNDS, alternate, apart, in_turns, stack_apart
@@ -86,3 +88,13 @@ def test_the_machine_is_described(tmp_path: Path) -> None:
     assert all(about.values())
     assert about["file system"] == file_system(tmp_path)
     assert int(about["cores"]) >= 1
+
+
+@pytest.mark.parametrize(("trial_s", "blocks"), [(1e-6, 64), (1000.0, 16)])
+async def test_a_slow_disk_gets_fewer_blocks(
+    trial_s: float, blocks: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    instants = iter([0.0, trial_s])
+    monkeypatch.setattr(kvoffload.benching.cold, "perf_counter", lambda: next(instants))
+    assert await affordable(tmp_path, make_blocks(64, 4096), 24.0) == blocks
+    assert not await asyncio.to_thread(lambda: list(tmp_path.iterdir()))

@@ -5,7 +5,8 @@ from __future__ import annotations
 import asyncio
 import threading
 import time
-from collections.abc import Sequence
+from collections.abc import AsyncIterator, Sequence
+from contextlib import asynccontextmanager
 from dataclasses import asdict, dataclass
 from itertools import cycle
 
@@ -63,6 +64,14 @@ async def probe(seconds: float) -> list[float]:
 
 async def lag_beside_threads(file: RawFile, shares: Sequence[list[Call]], seconds: float) -> Lag:
     """Have one bare thread for each share of calls read a cached file."""
+    async with reading(file, shares) as moved:
+        late = await probe(seconds)
+    return Lag.of(late, sum(moved) / seconds)
+
+
+@asynccontextmanager
+async def reading(file: RawFile, shares: Sequence[list[Call]]) -> AsyncIterator[list[int]]:
+    """Have one bare thread for each share of calls read a file; yield the bytes that each moved."""
     stop = threading.Event()
     moved = [0] * len(shares)
 
@@ -73,16 +82,17 @@ async def lag_beside_threads(file: RawFile, shares: Sequence[list[Call]], second
             file.read(call)
             moved[number] += call.num_bytes
 
-    def join() -> None:
-        for thread in threads:
-            thread.join()
-
     threads = [threading.Thread(target=read_on, args=(number,)) for number in range(len(shares))]
+
+    def end() -> None:
+        stop.set()
+        for thread in threads:
+            if thread.ident is not None:
+                thread.join()
+
     try:
         for thread in threads:
-            thread.start()
-        late = await probe(seconds)
+            await apart(thread.start)
+        yield moved
     finally:
-        stop.set()
-        await apart(join)
-    return Lag.of(late, sum(moved) / seconds)
+        await apart(end)
