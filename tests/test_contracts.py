@@ -15,6 +15,7 @@ from kvoffload import (
     LRUPolicy,
     ManagerStats,
     MemoryTier,
+    NamespaceShare,
     OffloadingManager,
     PrefetchingLRUManager,
     S3FIFOPolicy,
@@ -23,6 +24,7 @@ from kvoffload import (
     WeightedLRUManager,
     WeightedPolicy,
 )
+from kvoffload.policy.partitions import PartitionedPolicy, make_partitions
 from kvoffload.testing import (
     CountingTier,
     DictSource,
@@ -140,6 +142,20 @@ class TestHeavilyWeightedPolicy(PolicyContract):
         return WeightedPolicy(frequency_weight=50.0)
 
 
+class TestPartitionedPolicy(PolicyContract):
+    """Most keys of the contract are of one partition; another is empty, or has a few."""
+
+    def make_policy(self) -> PartitionedPolicy:
+        return make_partitions(LRUPolicy, {"tenant": None, "clipped": 4, None: None})
+
+
+class TestPartitionedWeightedPolicy(PolicyContract):
+    """The keys are of the partition of those without one of their own."""
+
+    def make_policy(self) -> PartitionedPolicy:
+        return make_partitions(WeightedPolicy, {"tenant": 2})
+
+
 # Managers of one tier
 
 
@@ -234,6 +250,24 @@ class TestAsyncLRUManager(ManagerContract):
         )
 
 
+class TestAsyncLRUManagerWithShares(TestAsyncLRUManager):
+    """What it may have is all there is: then it can't tell."""
+
+    def make_manager(
+        self, tmp_path: Path, *, hot_blocks: int, block_bytes: int, clock: ManualClock
+    ) -> AsyncLRUManager:
+        slots = hot_blocks + self.lower_blocks
+        return AsyncLRUManager(
+            hot=MemoryTier(hot_blocks, block_bytes),
+            cold=DiskTier(tmp_path / "cold", 10, block_bytes),
+            shares={
+                "": NamespaceShare(max_bytes=slots * block_bytes, reserved_bytes=block_bytes),
+                "nobody": NamespaceShare(reserved_bytes=block_bytes),
+            },
+            clock=clock,
+        )
+
+
 class TestAsyncLRUManagerOfFourTiers(ManagerContract):
     """Recency alone, and no tier but the hot one has an address."""
 
@@ -262,6 +296,20 @@ class TestNamespacesOfAsyncLRUManager(NamespaceContract):
         return AsyncLRUManager(
             hot=MemoryTier(hot_blocks, block_bytes),
             cold=FaultyTier(MemoryTier(8, block_bytes, name="cold")),
+            clock=clock,
+        )
+
+
+class TestNamespacesWithShares(TestNamespacesOfAsyncLRUManager):
+    """One tenant with a share, the others without."""
+
+    def make_manager(
+        self, tmp_path: Path, *, hot_blocks: int, block_bytes: int, clock: ManualClock
+    ) -> AsyncLRUManager:
+        return AsyncLRUManager(
+            hot=MemoryTier(hot_blocks, block_bytes),
+            cold=FaultyTier(MemoryTier(8, block_bytes, name="cold")),
+            shares={"a": NamespaceShare(max_bytes=6 * block_bytes, reserved_bytes=block_bytes)},
             clock=clock,
         )
 

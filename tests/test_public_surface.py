@@ -83,7 +83,7 @@ def test_every_error_has_one_base() -> None:
         for value in vars(kvoffload).values()
         if inspect.isclass(value) and issubclass(value, Exception) and "Warning" not in str(value)
     ]
-    assert len(errors) == 13
+    assert len(errors) == 14
     assert all(issubclass(error, OffloadError) for error in errors)
     assert issubclass(kvoffload.BlockNotFoundError, KeyError)
     assert issubclass(kvoffload.LoadTimeoutError, TimeoutError)

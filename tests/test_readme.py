@@ -10,10 +10,15 @@ import textwrap
 from pathlib import Path
 from typing import Any
 
+import httpx
 import pytest
+from fastapi import FastAPI
+from tests.service.serving import serving
 
 import kvoffload
 import kvoffload.testing
+from kvoffload.client import AsyncLRUClient
+from kvoffload.integrations.fastapi import Manager, lifespan_manager
 
 ROOT = Path(__file__).parent.parent
 README = (ROOT / "README.md").read_text(encoding="utf-8")
@@ -22,7 +27,7 @@ BLOCKS = re.findall(r"^```python\n(.*?)^```", README, re.MULTILINE | re.DOTALL)
 
 def test_there_is_code() -> None:
     """Else the test below would pass on nothing."""
-    assert len(BLOCKS) == 3
+    assert len(BLOCKS) == 5
 
 
 def test_code_runs_and_the_second_run_finds_the_blocks(tmp_path: Path) -> None:
@@ -45,6 +50,41 @@ def test_the_settings_of_the_cold_tier_are_real() -> None:
     names: dict[str, object] = {}
     exec(BLOCKS[1], names)
     assert repr(names["cold"]).endswith("20000 blocks of 2097152 bytes, closed>")
+
+
+async def test_the_client_does_what_it_says() -> None:
+    """Against a service on a Unix socket."""
+    async with serving() as served:
+        await served.store(["a"], [b"1"])
+        code = (
+            BLOCKS[3]
+            .replace("/run/kv.sock", str(served.path))
+            .replace("...", "found = request.hit")
+        )
+        body = "async def use(hashes):\n" + textwrap.indent(code, "    ") + "    return found"
+        names: dict[str, Any] = {"AsyncLRUClient": AsyncLRUClient}
+        exec(body, names)
+        assert await names["use"](["a", "b"]) == 1
+
+
+async def test_the_application_is_one() -> None:
+    """With models of its own for prompt and answer."""
+    names: dict[str, Any] = {
+        "FastAPI": FastAPI,
+        "Manager": Manager,
+        "ManagerSettings": kvoffload.ManagerSettings,
+        "lifespan_manager": lifespan_manager,
+        "Prompt": dict[str, int],
+        "Answer": int,
+    }
+    exec(BLOCKS[4].replace("...", "return await kv.lookup([])"), names)
+    app = names["app"]
+    transport = httpx.ASGITransport(app=app)
+    async with (
+        app.router.lifespan_context(app),
+        httpx.AsyncClient(transport=transport, base_url="http://app") as http,
+    ):
+        assert (await http.post("/generate", json={})).json() == 0
 
 
 async def test_what_a_request_can_say_is_real() -> None:

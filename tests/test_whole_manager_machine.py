@@ -15,6 +15,7 @@ import logging
 from collections import Counter
 from collections.abc import Callable, Coroutine, Iterable, Sequence
 from concurrent.futures import Executor, Future
+from contextvars import ContextVar
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
@@ -44,6 +45,7 @@ from kvoffload import (
     LoadTimeoutError,
     LRUPolicy,
     MemoryTier,
+    NamespaceShare,
     NotPinnedError,
     OffloadError,
     Retention,
@@ -51,6 +53,7 @@ from kvoffload import (
     TierError,
 )
 from kvoffload.keys import decode_key
+from kvoffload.levels import Level
 from kvoffload.managers.contract import Contract
 from kvoffload.slots import Slots
 from kvoffload.testing import FaultyTier, ManualClock, RestartableTier, payload_for
@@ -87,6 +90,24 @@ POLICIES: dict[str, Callable[[], str | EvictionPolicy]] = {
     "picky": Picky,
 }
 
+
+SHARES: dict[str, Callable[[int], dict[str, NamespaceShare]]] = {
+    "none": lambda _: {},
+    "quotas": lambda block: {
+        "": NamespaceShare(max_bytes=3 * block),
+        OTHER: NamespaceShare(max_bytes=2 * block),
+    },
+    "a reserve": lambda block: {OTHER: NamespaceShare(reserved_bytes=2 * block)},
+    "both": lambda block: {
+        "": NamespaceShare(max_bytes=2 * block, reserved_bytes=block),
+        OTHER: NamespaceShare(max_bytes=2 * block, reserved_bytes=block),
+    },
+}
+"""Shares by the size of a block; what is reserved fits every layout."""
+
+ACTING: ContextVar[str] = ContextVar("acting")
+"""The namespace of the call that a task works for; jobs inherit it. Nothing for hints."""
+NOBODY = "nobody"
 
 MOVEMENTS: dict[str, dict[str, Any]] = {
     "as needed": {"watermarks": (0.0, 0.0)},
@@ -181,9 +202,13 @@ class WholeManager(RuleBasedStateMachine):
         staging=st.integers(1, 6),
         threshold=st.integers(1, 2),
         movement=st.sampled_from(sorted(MOVEMENTS)),
+        shares=st.sampled_from(["none", *sorted(SHARES)]),
     )
-    def open(self, layout: str, policy: str, staging: int, threshold: int, movement: str) -> None:
+    def open(
+        self, layout: str, policy: str, staging: int, threshold: int, movement: str, shares: str
+    ) -> None:
         self.movement = movement
+        self.shares = SHARES[shares](self.block_bytes)
         self.tiers = LAYOUTS[layout]()
         self.faulty = [tier for tier in self.tiers if isinstance(tier, FaultyTier)]
         self.staging_bytes, self.promote_threshold = staging * self.block_bytes, threshold
@@ -204,9 +229,13 @@ class WholeManager(RuleBasedStateMachine):
 
     def make_manager(self) -> AsyncLRUManager:
         names = ("hot", "warm", "cold", "remote")
+        policy: Any = POLICIES[self.policy]()
+        if self.shares and not isinstance(policy, str):
+            policy = type(policy)
         return AsyncLRUManager(
             **dict(zip(names, self.tiers, strict=False)),  # type: ignore[arg-type]  # by name
-            policy=POLICIES[self.policy](),
+            policy=policy,
+            shares=self.shares,
             clock=self.clock,
             reservation_ttl_s=TTL_S,
             close_timeout_s=self.close_timeout_s,
@@ -216,9 +245,41 @@ class WholeManager(RuleBasedStateMachine):
         )
 
     async def enter(self, kv: AsyncLRUManager) -> None:
+        self.watch_reserves(kv)
         await kv.__aenter__()
         kv._core.transfer._executor.shutdown()
         kv._core.transfer._executor = AtOnce()  # type: ignore[assignment]  # see its docstring
+
+    def watch_reserves(self, kv: AsyncLRUManager) -> None:
+        """Keep it as a failure if a reserved block is evicted for another namespace's."""
+        index, room = kv._core.index, kv._core.room
+        shares = index.shares
+        if shares is None:
+            return
+        evict, work_ahead = index.evict, room.work_ahead
+
+        def watched(level: Level, keys: Sequence[Key]) -> list[int]:
+            acting = ACTING.get(None)
+            left = {name: shares.used(name) for name in shares.reserved_bytes}
+            for key in keys if acting is not None else ():
+                namespace = key[0] if isinstance(key, tuple) else None
+                if namespace in left and (namespace or "") != acting:
+                    was = left[namespace]
+                    left[namespace] -= index.ready[key].size
+                    reserved = shares.reserved_bytes[namespace]
+                    if was <= reserved or left[namespace] < reserved:
+                        self.failures.append(AssertionError(f"{key!r} left for {acting!r}"))
+            return evict(level, keys)
+
+        def for_nobody(*args: Any) -> list[Any]:
+            token = ACTING.set(NOBODY)
+            try:
+                return work_ahead(*args)
+            finally:
+                ACTING.reset(token)
+
+        index.evict = watched  # type: ignore[method-assign]  # see above
+        room.work_ahead = for_nobody  # type: ignore[method-assign, assignment]
 
     # Calls
 
@@ -655,6 +716,7 @@ class WholeManager(RuleBasedStateMachine):
     # Inside
 
     def view(self, namespace: str, kv: AsyncLRUManager | None = None) -> Contract:
+        ACTING.set(namespace)
         kv = self.kv if kv is None else kv
         return kv.namespace(namespace) if namespace else kv
 

@@ -30,6 +30,7 @@ from tests.test_whole_manager_machine import (
     NAMESPACES,
     OTHER,
     POLICIES,
+    SHARES,
     TURNS,
     WholeManager,
 )
@@ -141,6 +142,7 @@ class WholeManagerOnDisk(WholeManager):
         min_free_blocks=st.sampled_from([0, 0, 1]),
         close_timeout_s=st.sampled_from([1.0, LONG_S]),
         movement=st.sampled_from(sorted(MOVEMENTS)),
+        shares=st.sampled_from(["none", *sorted(SHARES)]),
     )
     def open(
         self,
@@ -155,8 +157,10 @@ class WholeManagerOnDisk(WholeManager):
         min_free_blocks: int,
         close_timeout_s: float,
         movement: str,
+        shares: str,
     ) -> None:
         self.movement = movement
+        self.shares = SHARES[shares](BLOCK_BYTES)
         self.layout = LAYOUTS[layout]
         self.faulty = []
         self.staging_bytes, self.promote_threshold = staging * BLOCK_BYTES, threshold

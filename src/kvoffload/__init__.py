@@ -36,6 +36,7 @@ from .policy.lru import LRUPolicy as LRUPolicy
 from .policy.s3fifo import S3FIFOPolicy as S3FIFOPolicy
 from .policy.weighted import WeightedPolicy as WeightedPolicy
 from .retention import Retention as Retention
+from .shares import NamespaceShare as NamespaceShare
 from .tiers.disk import DiskTier as DiskTier
 from .tiers.memory import MemoryTier as MemoryTier
 from .types import BlockHash as BlockHash
@@ -97,6 +98,7 @@ __all__ = (
     "ManagerStats",
     "Medium",
     "MemoryTier",
+    "NamespaceShare",
     "NamespaceView",
     "NotPinnedError",
     "OffloadError",

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from .lru_entry import LRUEntry
+from .shares import NOBODY, Whom
 from .types import Key
 
 
@@ -67,6 +68,8 @@ class Move:
         after: The move that empties the target slot, where another block still lies in it.
         done: Whether it took place; `None` while it is under way.
         is_ahead: Nobody waits for the slot yet: if it can't take place, the block stays.
+        whom: The namespace that waits for the slot.
+        is_stuck: It can't take place, nor may the block leave: the slot will not be free.
     """
 
     entry: BlockEntry
@@ -75,6 +78,8 @@ class Move:
     after: Move | None
     done: bool | None = None
     is_ahead: bool = False
+    whom: Whom = NOBODY
+    is_stuck: bool = False
 
 
 @dataclass(slots=True, eq=False)
@@ -88,3 +93,8 @@ class Grant:
     def usable(self) -> bool:
         """Whether nothing lies in the slot any more."""
         return self.after is None or bool(self.after.done)
+
+    @property
+    def is_hopeless(self) -> bool:
+        """Whether the block in the slot can neither be moved nor evicted."""
+        return self.after is not None and self.after.is_stuck

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal
@@ -15,6 +16,7 @@ from .checks import (
     check_watermarks,
 )
 from .errors import ConfigError
+from .shares import NamespaceShare
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -46,6 +48,7 @@ class ManagerSettings:
         io_timeout_s: Seconds that one of its file operations may take.
         min_free_bytes: Bytes that it leaves free on the file system.
         encryption_key: Key of an encrypted cold tier; shows in no `repr`.
+        shares: What namespaces may have at most, and what is kept for them, by name.
 
     Raises:
         ConfigError: A number is out of range, or there is a cold tier without a path or a path
@@ -74,6 +77,7 @@ class ManagerSettings:
     io_timeout_s: float | None = 30.0
     min_free_bytes: int = 0
     encryption_key: bytes | None = field(default=None, repr=False)
+    shares: Mapping[str, NamespaceShare] | None = None
 
     def __post_init__(self) -> None:
         check_count("hot_blocks", self.hot_blocks)

@@ -7,7 +7,6 @@ from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, field
 from functools import partial
-from typing import Protocol
 
 from .blocks import BlockEntry
 from .errors import BlockNotFoundError, ConfigError, TierError
@@ -27,18 +26,12 @@ from .observing import Observer
 from .prefetch import Prefetcher
 from .retention import Retention
 from .room import Room
+from .shares import Shares, namespace_of
 from .twophase import TwoPhase
 from .types import BlockHash, BlockState, ByteArray, Clock, EvictionPolicy, Key, RejectReason, Tier
 from .views import Staging
 
 log = logging.getLogger("kvoffload")
-
-
-class OpenLease(Protocol):
-    """A lease whose views may still be to make."""
-
-    def show(self) -> None:
-        """Make them, for afterwards the tiers are closed."""
 
 
 @dataclass(slots=True)
@@ -68,6 +61,7 @@ class CoreOptions:
             one, room is made until as many are as the second.
         may_wait: Whether a store may wait for a lower tier.
         writes_through: Whether a store also writes to the persistent tier.
+        shares: What namespaces may have, where any has a share; with the manager's policy.
     """
 
     clock: Clock
@@ -80,6 +74,7 @@ class CoreOptions:
     watermarks: tuple[float, float] = (0.0, 0.0)
     may_wait: bool = True
     writes_through: bool = False
+    shares: Shares | None = None
 
 
 class Core:
@@ -96,14 +91,12 @@ class Core:
         self.lifecycle = Lifecycle(name)
         self.check = self.lifecycle.check
         self.events = EventHub(self.namespace)
-        self.index = Index(tiers, policy, self.clock, self.events)
+        self.index = Index(tiers, policy, self.clock, self.events, options.shares)
         self.room = Room(
             self.index, cold_admission=options.cold_admission, watermarks=options.watermarks
         )
         self._options = options
         self._staging = Staging(options.staging_bytes, self.block_bytes)
-        self.leases: set[OpenLease] = set()
-        """Those that are open; they outlive a close."""
         self.prefetchers: list[Prefetcher] = []
         self.read_ahead: Callable[[Sequence[Key]], Sequence[Key]] | None = None
         """Given the blocks that a request hit, fetches some that it will want; returns them."""
@@ -292,7 +285,7 @@ class Core:
         """Reserve slots of the hottest tier for new blocks; `None` if there is no room."""
         hottest = self.index.levels[0]
         named.hold()
-        if hottest.room < len(keys) and not (
+        if self.room.most(len(keys), namespace_of(keys)) < len(keys) and not (
             self.storing.moving and len(keys) <= hottest.slots.capacity
         ):
             return None
@@ -451,9 +444,11 @@ class Core:
                 key: Key = block_hash if namespace == self.namespace else (namespace, block_hash)
                 found.append((key, block.slot, block.size))
             self.index.restore(level, found)
+        if self.room.sharing is not None:
+            self.room.sharing.trim()
 
     async def _close(self, steps: Sequence[Callable[[], Awaitable[None]]]) -> None:
-        final = [self._show_leases, self._close_tiers, self._stop]
+        final = [self._close_tiers, self._stop]
         await self.lifecycle.close(steps, final, self._options.close_timeout_s)
 
     async def _drain(self) -> None:
@@ -461,10 +456,6 @@ class Core:
 
     async def _flush(self) -> None:
         await self.durability.flush(make_room=True)
-
-    async def _show_leases(self) -> None:
-        for lease in self.leases:
-            lease.show()
 
     async def _close_tiers(self) -> None:
         index = self.index

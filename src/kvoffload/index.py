@@ -16,6 +16,7 @@ from .events import EventHub, EventKind
 from .levels import Level
 from .metrics import new_counters
 from .retention import Retention
+from .shares import Shares
 from .signals import Signal
 from .types import (
     BlockState,
@@ -35,13 +36,20 @@ FOLLOWERS = 251
 """Of the block that follows another, no more is kept than this remainder: a small integer."""
 SEVERAL = -1
 """Stands for more than one follower."""
+RESTORED_AGE_S = 1e-6
+"""Seconds by which a block that a tier still held counts as older than the next one."""
 
 
 class Index:
     """State machine of one manager over its tiers, hottest first."""
 
     def __init__(
-        self, tiers: Sequence[Tier], policy: EvictionPolicy, clock: Clock, events: EventHub
+        self,
+        tiers: Sequence[Tier],
+        policy: EvictionPolicy,
+        clock: Clock,
+        events: EventHub,
+        shares: Shares | None = None,
     ) -> None:
         self.levels = [Level(number, tier) for number, tier in enumerate(tiers)]
         self.policy = policy
@@ -65,6 +73,11 @@ class Index:
         """Fired when fewer slots of a level are free than its low watermark."""
         self.users: list[Callable[[Sequence[Key]], None]] = []
         """Are told of each use."""
+        self.shares = shares
+        """What namespaces may have and have, where any has a share; its policy is this one."""
+        if shares is not None:
+            ready = self.ready
+            shares.policy.time_of = lambda key: ready[key].access_time
         policy.attach([level.slots.capacity for level in self.levels])
 
     # What is where
@@ -78,14 +91,6 @@ class Index:
                 break
             hit += 1
         return hit
-
-    def prefix(self, keys: Sequence[Key]) -> list[BlockEntry]:
-        """Return the leading blocks that are ready."""
-        ready = self.ready
-        try:
-            return [ready[key] for key in keys]
-        except KeyError:
-            return [ready[key] for key in keys[: self.prefix_hit(keys)]]
 
     def state(self, key: Key) -> BlockState:
         """Return what is known of a block."""
@@ -194,6 +199,8 @@ class Index:
             entry.follower = None
             append(entry)
         self.pending.update(zip(keys, entries, strict=True))
+        if self.shares is not None:
+            self.shares.add(entries)
         return entries
 
     def take_reserved(self, keys: Iterable[Key]) -> list[BlockEntry]:
@@ -217,7 +224,7 @@ class Index:
         """Make blocks that are pending no more ready; one event a level."""
         for entry in entries:
             entry.state = READY
-        for level, group in self._by_level(entries):
+        for level, group in self.by_level(entries):
             keys = [entry.key for entry in group]
             self.ready.update(zip(keys, group, strict=True))
             self.policy.insert(keys, level.number)
@@ -237,6 +244,8 @@ class Index:
             entry.pin_count = 0
             if entry.slot >= 0:
                 self.levels[entry.level].slots.give_back([entry.slot])
+        if self.shares is not None:
+            self.shares.drop(entries)
         self.changed.fire()
 
     def restore(self, level: Level, found: Sequence[tuple[Key, int, int]]) -> None:
@@ -263,6 +272,10 @@ class Index:
             del self.pending[entry.key]
             entry.slot, entry.level, entry.state = latest[entry.key][0], level.number, READY
             self.ready[entry.key] = entry
+        if self.shares is not None:
+            # Their policies are compared by the time: so that it tells the order they came in.
+            for age, entry in enumerate(reversed(entries)):
+                entry.access_time -= age * RESTORED_AGE_S
         self._arrive(level, entries)
         self.policy.insert(keys[::-1], level.number)
 
@@ -285,8 +298,7 @@ class Index:
         number = min(entry.copies)
         level = self.levels[number]
         left = entry.slot
-        del level.copies[entry.key]
-        level.bytes -= entry.size
+        level.drop_copy(entry)
         self.relocate(entry, level, entry.copies.pop(number))
         self.count("demotions", [entry.key])
         self.emit(EventKind.DEMOTED, [entry.key], level)
@@ -296,14 +308,22 @@ class Index:
         """Drop up to so many clean copies of a level, the oldest; return their slots."""
         slots: list[int] = []
         for _ in range(min(count, len(level.copies))):
-            key, entry = level.copies.popitem(last=False)
+            entry = next(iter(level.copies.values()))
             if entry.copies is None:
                 raise RuntimeError(f"{entry!r} has no copies")
             slot = entry.copies.pop(level.number)
-            level.bytes -= entry.size
-            level.leave([slot], [key])
+            level.drop_copy(entry)
+            level.leave([slot], [entry.key])
             slots.append(slot)
         return slots
+
+    def give_up_copies(self, level: Level, entries: Iterable[BlockEntry]) -> None:
+        """Free the slots of a level that hold clean copies of these blocks."""
+        for entry in entries:
+            if entry.copies is None:
+                raise RuntimeError(f"{entry!r} has no copies")
+            level.drop_copy(entry)
+            level.free([entry.copies.pop(level.number)], [entry.key])
 
     def promote(self, entry: BlockEntry, number: int, slot: int) -> None:
         """Make a pinned block, whose bytes are in this slot now, at home there.
@@ -327,8 +347,7 @@ class Index:
         if entry.copies is None:
             entry.copies = {}
         entry.copies[level.number] = slot
-        level.copies[entry.key] = entry
-        level.bytes += entry.size
+        level.keep_copy(entry)
 
     # Leaving
 
@@ -352,10 +371,14 @@ class Index:
             wanted = count - len(found)
             if wanted <= 0:
                 break
-            limit = wanted if everywhere else level.blocks
-            keys = self.policy.victims(level.number, limit, self.pinned)
+            alone = None
+            if self.shares is not None and not everywhere:
+                alone = self.shares.policy.alone(namespace)
+            all_fit = everywhere or alone is not None
+            limit = wanted if all_fit else level.blocks
+            keys = (alone or self.policy).victims(level.number, limit, self.pinned)
             entries = [self.ready[key] for key in keys]
-            if not everywhere:
+            if not all_fit:
                 entries = [entry for entry in entries if entry.namespace == namespace][:wanted]
             found += entries
         return found
@@ -372,7 +395,7 @@ class Index:
 
     def drop(self, entries: Sequence[BlockEntry]) -> None:
         """Remove blocks without a pin from every tier; what persists of them is stale."""
-        for level, group in self._by_level(entries):
+        for level, group in self.by_level(entries):
             keys = [entry.key for entry in group]
             level.free(self._remove(level, keys), keys)
             self.emit(EventKind.REMOVED, keys, level)
@@ -389,6 +412,8 @@ class Index:
         entry.state = ABSENT
         self.policy.remove([entry.key], level.number)
         self._depart(level, [entry])
+        if self.shares is not None:
+            self.shares.drop([entry])
         self.emit(EventKind.REMOVED, [entry.key], level)
 
     def stale(self, keys: Iterable[Key] | None) -> list[tuple[Level, list[int]]]:
@@ -462,20 +487,24 @@ class Index:
             assert level.stuck == sum(entry.pin_count > 0 for entry in home)
             sizes = [entry.size for entry in [*home, *level.copies.values()]]
             assert level.bytes == sum(sizes)
+            assert level.copied_bytes == sum(entry.size for entry in level.copies.values())
             assert slots.free + slots.in_use + slots.retired + slots.useless == slots.capacity
             assert len(seen[level.number]) <= slots.in_use
+        if self.shares is not None:
+            self.shares.check(self.ready.values(), self.pending.values(), len(self.levels))
 
-    # Inside
-
-    def _by_level(
+    def by_level(
         self, entries: Sequence[BlockEntry]
     ) -> Iterable[tuple[Level, Sequence[BlockEntry]]]:
+        """Return blocks by the level that they are at home in."""
         if len(self.levels) == 1:
             return ((self.levels[0], entries),) if entries else ()
         groups: dict[int, list[BlockEntry]] = {}
         for entry in entries:
             groups.setdefault(entry.level, []).append(entry)
         return [(self.levels[number], group) for number, group in groups.items()]
+
+    # Inside
 
     def _arrive(self, level: Level, entries: Sequence[BlockEntry]) -> None:
         level.blocks += len(entries)
@@ -502,6 +531,8 @@ class Index:
         entries = list(map(self.ready.pop, keys))
         self.policy.remove(keys, level.number)
         self._depart(level, entries)
+        if self.shares is not None:
+            self.shares.drop(entries)
         if level.number + 1 < len(self.levels):
             for entry in entries:
                 if entry.copies:
@@ -519,7 +550,6 @@ class Index:
     def _give_copies_back(self, entry: BlockEntry) -> None:
         for number, slot in (entry.copies or {}).items():
             level = self.levels[number]
-            del level.copies[entry.key]
-            level.bytes -= entry.size
+            level.drop_copy(entry)
             level.free([slot], [entry.key])
         entry.copies = None

@@ -20,6 +20,7 @@ class Level:
         "blocks",
         "bytes",
         "claimed",
+        "copied_bytes",
         "copies",
         "counters",
         "high",
@@ -50,6 +51,7 @@ class Level:
         self.usage: dict[str, list[int]] = {}
         # Clean copies of blocks that also lie further up: the first to give way.
         self.copies: OrderedDict[Key, BlockEntry] = OrderedDict()
+        self.copied_bytes = 0
         # Records of a persistent tier that nobody wants any more, in slots that are free or that
         # were promised again and not written yet: they would come back on reopening.
         self.stale: dict[Key, set[int]] = {}
@@ -92,6 +94,18 @@ class Level:
                 for slot, entry in self.slots.held_blocks()
             )
         return room
+
+    def keep_copy(self, entry: BlockEntry) -> None:
+        """Note a clean copy, the newest."""
+        self.copies[entry.key] = entry
+        self.bytes += entry.size
+        self.copied_bytes += entry.size
+
+    def drop_copy(self, entry: BlockEntry) -> None:
+        """Note that a clean copy is none any more."""
+        del self.copies[entry.key]
+        self.bytes -= entry.size
+        self.copied_bytes -= entry.size
 
     def free(self, slots: Sequence[int], keys: Sequence[Key]) -> None:
         """Take back slots whose blocks left without being erased."""
@@ -160,9 +174,8 @@ class Level:
         """Return what a namespace has here: blocks at home and their bytes."""
         if namespace is None:
             others = [self.usage.get(name, (0, 0)) for name in all_namespaces if name is not None]
-            copies = sum(entry.size for entry in self.copies.values())
             blocks = self.blocks - sum(usage[0] for usage in others)
-            size = self.bytes - copies - sum(usage[1] for usage in others)
+            size = self.bytes - self.copied_bytes - sum(usage[1] for usage in others)
         else:
             blocks, size = self.usage.get(namespace, (0, 0))
         return TierStats(self.tier.medium, self.slots.capacity, blocks=blocks, bytes=size)

@@ -9,6 +9,8 @@ from .events import EventKind
 from .index import Index
 from .levels import Level
 from .retention import Retention
+from .shares import NOBODY, Whom, namespace_of
+from .sharing import Sharing
 from .types import BlockState, ForecastingPolicy, Key, RejectReason, TierState
 
 READY = BlockState.READY
@@ -20,6 +22,10 @@ class Room:
 
     Attributes:
         cold_admission: What is written to a persistent tier below another; see `AsyncLRUManager`.
+        sharing: What may leave for whom, where namespaces have shares.
+
+    Room is made for the namespace of `whom`: none of its own blocks, but of others' what is
+    reserved for them, is kept from being evicted for it.
     """
 
     def __init__(
@@ -31,6 +37,7 @@ class Room:
     ) -> None:
         """Take the index, and of each level but the last the shares of slots to keep free."""
         self.cold_admission = cold_admission
+        self.sharing = None if index.shares is None else Sharing(index, index.shares)
         self._index = index
         for level in index.levels[:-1]:
             level.low, level.high = (int(level.slots.capacity * share) for share in watermarks)
@@ -47,8 +54,11 @@ class Room:
         Room is counted before anything gives way, so that blocks of the chain come before what
         they push down. `held` blocks that are there already belong to the same call, and `chain`
         is all that the blocks are part of, where that is known, with what its caller says of it.
+        All are of one namespace.
         """
         self.look()
+        available = self._available(len(keys), namespace_of(keys)) if keys else None
+        pushed = 0  # into the levels from here on, by what the chain takes above
         placed: list[int | RejectReason] = [RejectReason.FULL] * len(keys)
         waiting: Sequence[int] = range(len(keys))
         capacity = 0
@@ -65,7 +75,12 @@ class Room:
                 enter = [number for number in waiting if keys[number] in admitted]
             if level.number and self.spares(level.number):
                 admitted = enter = ()  # nobody has used these again yet
-            enter = enter[: level.room]
+            room = level.room
+            if available is not None:
+                room = max(0, min(room, sum(available[level.number :]) - pushed))
+            enter = enter[:room]
+            if available is not None:
+                pushed = max(0, pushed + len(enter) - available[level.number])
             for number in enter:
                 placed[number] = level.number
             taken = set(enter)
@@ -91,7 +106,18 @@ class Room:
                 tier = level.tier
                 self._index.events.tell_state(level.state.value, tier=tier.name, medium=tier.medium)
 
-    def take_now(self, number: int, count: int, evicted: list[Key]) -> list[int]:
+    def most(self, count: int, whom: Whom) -> int:
+        """Return how many slots of the hottest level `make_room` finds, if asked for so many.
+
+        It may be more than so many.
+        """
+        room = self._index.levels[0].room
+        available = self._available(count, whom)
+        return room if available is None else min(room, sum(available))
+
+    def take_now(
+        self, number: int, count: int, evicted: list[Key], *, whom: Whom = NOBODY
+    ) -> list[int]:
         """Get up to `count` slots of a level without moving a byte.
 
         Free ones first, then those of clean copies, then in the last level those of the coldest
@@ -104,10 +130,12 @@ class Room:
         if len(slots) < count and level.copies:
             slots += self._index.take_copies(level, count - len(slots))
         if len(slots) < count and number + 1 == len(self._index.levels):
-            slots += self._evict_coldest(level, slots, count - len(slots), evicted)
+            slots += self._evict_coldest(level, slots, count - len(slots), evicted, whom)
         return slots
 
-    def take_for_copies(self, number: int, count: int, evicted: list[Key]) -> list[int]:
+    def take_for_copies(
+        self, number: int, count: int, evicted: list[Key], *, whom: Whom = NOBODY
+    ) -> list[int]:
         """Get up to `count` slots of a level for copies of blocks that stay further up.
 
         Those are hotter than what is at home here: so first this gives way, then older copies.
@@ -117,7 +145,7 @@ class Room:
             return []
         slots = level.slots.take(count)
         if len(slots) < count and number + 1 == len(self._index.levels):
-            slots += self._evict_coldest(level, slots, count - len(slots), evicted)
+            slots += self._evict_coldest(level, slots, count - len(slots), evicted, whom)
         if len(slots) < count:
             slots += self._index.take_copies(level, count - len(slots))
         return slots
@@ -130,6 +158,7 @@ class Room:
         evicted: list[Key],
         *,
         may_wait: bool = True,
+        whom: Whom = NOBODY,
     ) -> list[Grant]:
         """Get up to `count` slots of a level, the coldest blocks giving way.
 
@@ -140,7 +169,7 @@ class Room:
         """
         self.look()
         level = self._index.levels[number]
-        grants = [Grant(slot) for slot in self.take_now(number, count, evicted)]
+        grants = [Grant(slot) for slot in self.take_now(number, count, evicted, whom=whom)]
         if (
             len(grants) == count
             or number + 1 == len(self._index.levels)
@@ -153,26 +182,31 @@ class Room:
             self.release(number, grants)
             raise
         cold = [self._index.ready[key] for key in victims]
-        down = self._to_be_moved(number, cold)
+        down = self._to_be_moved(number, cold, whom)
         grants += [Grant(slot) for slot in self._let_give_way(level, cold, down, evicted)]
-        below = self._room_below(number, len(down), moves, evicted, may_wait=may_wait)
+        below = self._room_below(number, len(down), moves, evicted, may_wait=may_wait, whom=whom)
         # The hottest go to the highest tier; where room is short, the coldest are lost.
         short = len(down) - len(below)
-        if may_wait:
-            lost = [entry.key for entry in down[:short]]
-            evicted += lost
-            grants += [Grant(slot) for slot in self._index.evict(level, lost)]
-            down = down[short:]
-        return grants + self._begin_moves(down[: len(below)], below, moves)
+        if may_wait and short:
+            if self.sharing is not None and self.sharing.guards(whom):
+                grants += [Grant(slot) for slot in self._lose(level, short, evicted, whom)]
+                down = [entry for entry in down if self._index.ready.get(entry.key) is entry]
+            else:
+                lost = [entry.key for entry in down[:short]]
+                evicted += lost
+                grants += [Grant(slot) for slot in self._index.evict(level, lost)]
+                down = down[short:]
+        return grants + self._begin_moves(down[: len(below)], below, moves, whom=whom)
 
-    def has_now(self, number: int, count: int) -> bool:
+    def has_now(self, number: int, count: int, *, whom: Whom = NOBODY) -> bool:
         """Tell whether `make_room` finds so many slots without waiting; changes nothing."""
         level = self._index.levels[number]
         missing = count - level.slots.free - len(level.copies)
         if missing <= 0 or number + 1 == len(self._index.levels):
             return True
         victims = self._victims(level, missing)
-        moved = len(self._to_be_moved(number, [self._index.ready[key] for key in victims]))
+        cold = [self._index.ready[key] for key in victims]
+        moved = len(self._to_be_moved(number, cold, whom))
         below = [lower for lower in self._index.levels[number + 1 :] if lower.tier.addressable]
         free = sum(lower.slots.free + len(lower.copies) for lower in below)
         return len(victims) == missing and moved <= free
@@ -183,23 +217,26 @@ class Room:
         if level.slots.free + len(level.copies) > level.low:
             return True
         coldest = [self._index.ready[key] for key in self._victims(level, 1)]
-        return len(self._to_be_moved(number, coldest)) < len(coldest)
+        return len(self._to_be_moved(number, coldest, NOBODY)) < len(coldest)
 
-    def take_spare(self, number: int, count: int, evicted: list[Key]) -> list[int]:
+    def take_spare(
+        self, number: int, count: int, evicted: list[Key], *, whom: Whom = NOBODY
+    ) -> list[int]:
         """Get up to `count` slots of a level that nobody has to wait for, and stores can spare.
 
         Free ones above the low watermark, and those of its coldest blocks that give way at once.
         """
         level = self._index.levels[number]
         spare = level.slots.free + len(level.copies) - level.low
-        slots = self.take_now(number, max(0, min(count, spare)), evicted)
+        slots = self.take_now(number, max(0, min(count, spare)), evicted, whom=whom)
         try:
             victims = self._victims(level, count - len(slots))
         except BaseException:
             level.slots.give_back(slots)
             raise
         cold = [self._index.ready[key] for key in victims]
-        return slots + self._let_give_way(level, cold, self._to_be_moved(number, cold), evicted)
+        moved = self._to_be_moved(number, cold, whom)
+        return slots + self._let_give_way(level, cold, moved, evicted)
 
     def work_ahead(
         self, number: int, most: int, moves: list[Move], evicted: list[Key]
@@ -217,7 +254,7 @@ class Room:
         if not level.is_short or level.state is READ_ONLY:
             return []
         victims = self._victims(level, min(most, level.high - free))
-        down = self._to_be_moved(number, [self._index.ready[key] for key in victims])
+        down = self._to_be_moved(number, [self._index.ready[key] for key in victims], NOBODY)
         below: list[tuple[int, Grant]] = []
         for lower in self._index.levels[number + 1 :]:
             if lower.state is not READ_ONLY and lower.room:
@@ -231,7 +268,8 @@ class Room:
 
         A block that was pinned meanwhile stays where it is, and what was written is a clean copy;
         the slot it was to leave is then not free, and a grant of it stays unusable. A block that
-        could not be written leaves every tier, as if the lower tier were not there.
+        could not be written leaves every tier, as if the lower tier were not there; one that is
+        reserved for another namespace stays, and then nobody gets its slot.
         """
         entry, (number, slot) = move.entry, move.target
         level = self._index.levels[number]
@@ -240,6 +278,8 @@ class Room:
         shown_on = self._index.levels[move.source[0]].slots.is_held(move.source[1])
         stays = entry.pin_count > 0 or entry.state is not READY or shown_on
         stays = stays or (move.is_ahead and not written)
+        if not (written or stays) and self.sharing is not None:
+            move.is_stuck = stays = self.sharing.protects(entry, move.whom)
         if written and not stays:
             self._index.relocate(entry, level, slot)
             self._index.count("demotions", [entry.key])
@@ -254,6 +294,7 @@ class Room:
                 self._index.evict(self._index.levels[entry.level], [entry.key])
         else:
             stays = True
+            move.is_stuck = move.after.is_stuck
         move.done = not stays
         self._index.changed.fire()
         return not (stays or written)
@@ -279,12 +320,22 @@ class Room:
 
     # Inside
 
-    def _to_be_moved(self, number: int, entries: Sequence[BlockEntry]) -> list[BlockEntry]:
+    def _available(self, count: int, whom: Whom) -> list[int] | None:
+        """Return how many slots of each level a namespace finds, where others have reserves."""
+        if self.sharing is None or not self.sharing.guards(whom):
+            return None
+        return self.sharing.available(count, whom)
+
+    def _to_be_moved(
+        self, number: int, entries: Sequence[BlockEntry], whom: Whom
+    ) -> list[BlockEntry]:
         """Return those of a level's blocks that can't give way without being written below."""
         down = [entry for entry in entries if not entry.copies]
         if self.spares(number + 1):
-            worth = self.worth_writing(down)
-            down = [entry for entry in down if entry in worth]
+            spared = set(down) - self.worth_writing(down)
+            if self.sharing is not None:
+                spared &= set(self.sharing.losable([e for e in down if e in spared], whom))
+            down = [entry for entry in down if entry not in spared]
         return down
 
     def _let_give_way(
@@ -308,16 +359,32 @@ class Room:
         return slots + self._index.evict(level, spared)
 
     def _evict_coldest(
-        self, level: Level, held: list[int], count: int, evicted: list[Key]
+        self, level: Level, held: list[int], count: int, evicted: list[Key], whom: Whom
     ) -> list[int]:
         """Evict blocks of the last level; if the policy raises, `held` slots are given back."""
         try:
-            victims = self._victims(level, count)
+            if self.sharing is not None and self.sharing.guards(whom):
+                victims = self.sharing.victims(level, count, whom)
+            else:
+                victims = self._victims(level, count)
         except BaseException:
             level.slots.give_back(held)
             raise
         evicted += victims
         return self._index.evict(level, victims)
+
+    def _lose(self, level: Level, count: int, evicted: list[Key], whom: Whom) -> list[int]:
+        """Free slots of the coldest blocks that may be evicted, or have a copy further down."""
+        slots: list[int] = []
+        assert self.sharing is not None
+        for key in self.sharing.victims(level, count, whom):
+            entry = self._index.ready[key]
+            if entry.copies:
+                slots.append(self._index.fall_back(entry))
+            else:
+                evicted.append(key)
+                slots += self._index.evict(level, [key])
+        return slots
 
     def _room_below(
         self,
@@ -326,7 +393,8 @@ class Room:
         moves: list[Move],
         evicted: list[Key],
         *,
-        may_wait: bool = True,
+        may_wait: bool,
+        whom: Whom,
     ) -> list[tuple[int, Grant]]:
         """Get up to `count` slots of the levels below, the highest first."""
         below: list[tuple[int, Grant]] = []
@@ -335,7 +403,9 @@ class Room:
                 break
             if may_wait or level.tier.addressable:
                 wanted = count - len(below)
-                got = self.make_room(level.number, wanted, moves, evicted, may_wait=may_wait)
+                got = self.make_room(
+                    level.number, wanted, moves, evicted, may_wait=may_wait, whom=whom
+                )
                 below += [(level.number, grant) for grant in got]
         return below
 
@@ -346,12 +416,14 @@ class Room:
         moves: list[Move],
         *,
         are_ahead: bool = False,
+        whom: Whom = NOBODY,
     ) -> list[Grant]:
         """Promise to empty the slots of blocks of one level, coldest first; return the promises."""
         leaving: list[Move] = []
         for entry, (lower, grant) in zip(reversed(entries), below, strict=True):
             source = entry.level, entry.slot
-            move = Move(entry, source, (lower, grant.slot), grant.after, is_ahead=are_ahead)
+            target = lower, grant.slot
+            move = Move(entry, source, target, grant.after, is_ahead=are_ahead, whom=whom)
             entry.move = move
             self._index.begin_transfer([entry])
             leaving.append(move)

@@ -70,13 +70,25 @@ def test_json_is_one_object_with_plain_values(
     assert SECRET not in out
 
 
-def test_a_mistake_is_one_line_and_status_2(capsys: pytest.CaptureFixture[str]) -> None:
+def test_the_defaults_show_and_that_they_let_nobody_in(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    assert main(["config", "--json"]) == 0
+    captured = capsys.readouterr()
+    assert json.loads(captured.out)["settings"]["tokens"]["origin"] == "default"
+    (line,) = captured.err.splitlines()
+    assert line.startswith("kvoffload: nobody may call a service with these settings")
+
+
+def test_a_mistake_is_one_line_and_status_2(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("KVOFFLOAD_COLD", "1GiB")
     assert main(["config"]) == 2
     captured = capsys.readouterr()
     assert captured.out == ""
     (line,) = captured.err.splitlines()
-    assert line.startswith("kvoffload: error: tokens (default): there are none, so nobody could")
-    assert "KVOFFLOAD_UNPROTECTED=true" in line
+    assert line.startswith("kvoffload: error: cold (KVOFFLOAD_COLD): 1 GiB on disk need a dir")
 
 
 def test_each_of_several_mistakes_has_a_line(

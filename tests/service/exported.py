@@ -9,7 +9,7 @@ from prometheus_client import Metric
 from prometheus_client.openmetrics import parser as openmetrics_parser
 from prometheus_client.parser import text_string_to_metric_families
 
-from kvoffload import ManagerStats, Medium, TierState, TierStats
+from kvoffload import ManagerStats, Medium, NamespaceShare, TierState, TierStats
 from kvoffload.service.exposition import Exposition
 from kvoffload.service.families import FAMILIES
 from kvoffload.service.observing import Latencies, LoopLag, ServiceStats
@@ -65,6 +65,7 @@ class StandIn:
 
     stats: ManagerStats = field(default_factory=stats)
     by_namespace: dict[str, ManagerStats] = field(default_factory=dict)
+    shares: dict[str, NamespaceShare] = field(default_factory=dict)
 
     def get_stats(self) -> ManagerStats:
         return self.stats
@@ -82,7 +83,10 @@ def full_collector() -> KVOffloadCollector:
     for operation in ("load", "request", "store"):
         with latencies(operation, "team", 3):
             pass
-    manager = StandIn(by_namespace={"": stats(100), "team": stats(200), "more": stats(300)})
+    manager = StandIn(
+        by_namespace={"": stats(100), "team": stats(200), "more": stats(300)},
+        shares={"team": NamespaceShare(max_bytes=9, reserved_bytes=5)},
+    )
     return KVOffloadCollector(
         manager,
         latencies=latencies,

@@ -9,11 +9,11 @@ import anyio
 import httpx
 import pytest
 
-from kvoffload import ConfigError
+from kvoffload import AsyncLRUManager, ConfigError, MemoryTier, NamespaceShare
 from kvoffload.service.access import AccessControl, Principal, Right, Token
 from kvoffload.service.wire import hashes_to_text
 
-from .serving import Served, bearer, serving
+from .serving import BLOCK_BYTES, Served, bearer, serving
 
 READER, WRITER, OTHER, ADMIN = "token-of-reader", "token-of-writer", "token-of-other", "token-admin"
 ACCESS = AccessControl(
@@ -206,3 +206,31 @@ def test_what_makes_no_sense_is_refused() -> None:
         Token.of("a", [])
     with pytest.raises(ConfigError, match="32 bytes"):
         Token(b"short", None, frozenset(Right))
+
+
+async def test_quotas_and_reserves_hold_over_http() -> None:
+    """The quota in bytes of payload; what is reserved stays whatever the others store."""
+
+    def shared() -> AsyncLRUManager:
+        shares = {
+            "a": NamespaceShare(max_bytes=3 * 1000),
+            "b": NamespaceShare(reserved_bytes=2 * BLOCK_BYTES),
+        }
+        return AsyncLRUManager(hot=MemoryTier(8, BLOCK_BYTES), policy="lru", shares=shares)
+
+    async with serving(make_manager=shared) as served:
+        names = [f"{number}" for number in range(5)]
+        answer = await served.store(names, [bytes(1000)] * 5, query="?namespace=a")
+        body = answer.json()
+        assert body["stored"] == hashes_to_text(names[:3])
+        assert body["rejected"] == {"s:3": "quota", "s:4": "quota"}
+        await served.store(["x", "y"], [bytes(BLOCK_BYTES)] * 2, query="?namespace=b")
+        for name in ("c", "a", ""):
+            for number in range(20):
+                payload = [bytes(BLOCK_BYTES if name != "a" else 1000)]
+                await served.store([f"{number}"], payload, query=f"?namespace={name}")
+        overview = (await served.http.get("/v1/overview")).json()["namespaces"]
+        assert overview["a"]["bytes"] <= overview["a"]["max_bytes"] == 3000
+        assert overview["b"]["bytes"] == overview["b"]["reserved_bytes"] == 2 * BLOCK_BYTES
+        metrics = (await served.http.get("/metrics")).text
+        assert 'kvoffload_namespace_max_bytes{namespace="a",scope="named"} 3000' in metrics

@@ -206,6 +206,7 @@ async def test_streams_end_when_the_service_drains(path: str) -> None:
             assert [piece async for piece in pieces if b"beat" not in piece] == []
         refused = await served.post("lookup", block_hashes=[A])
         assert (refused.status_code, refused.headers["retry-after"]) == (503, "1")
+        assert (await served.http.get("/v1/overview")).json()["draining"]
         ready = await served.http.get("/readyz")
         assert (ready.status_code, ready.json()["status"]) == (503, "draining")
 

@@ -13,7 +13,7 @@ from typing import Any
 
 import pytest
 
-from kvoffload import ConfigError, LRUManagerFactory, ManagerSettings
+from kvoffload import ConfigError, LRUManagerFactory, ManagerSettings, NamespaceShare
 
 try:
     from kvoffload.service.access import ANYONE, Principal, Right
@@ -58,7 +58,7 @@ def test_defaults_are_those_of_the_manager() -> None:
     settings = ServiceSettings(**OPEN)
     assert (settings.host, settings.port, settings.block_bytes) == ("127.0.0.1", 8401, 2 * MIB)
     assert settings.manager_settings() == ManagerSettings(
-        hot_blocks=512, block_bytes=2 * MIB, staging_bytes=256 * MIB
+        hot_blocks=512, block_bytes=2 * MIB, staging_bytes=256 * MIB, shares={}
     )
 
 
@@ -174,6 +174,7 @@ def test_everything_reaches_the_manager(tmp_path: Path) -> None:
         "reservation_ttl_s": 7,
         "close_timeout_s": 8,
         "namespace": "mine",
+        "namespaces": {"a": {"max": "1MiB", "reserved": "64KiB"}, "": {}},
     }
     made = ServiceSettings(**given, **OPEN).manager_settings()
     assert made == ManagerSettings(
@@ -198,6 +199,7 @@ def test_everything_reaches_the_manager(tmp_path: Path) -> None:
         reservation_ttl_s=7.0,
         close_timeout_s=8.0,
         namespace="mine",
+        shares={"a": NamespaceShare(max_bytes=MIB, reserved_bytes=65536), "": NamespaceShare()},
     )
     LRUManagerFactory.create_async(made)
 
@@ -352,11 +354,15 @@ def test_sizes_are_whole_blocks_and_no_more() -> None:
         ),
         ({"host": "example.org"}, "unprotected (argument), host (argument): everybody who"),
         ({"tokens": [{"token": "a"}]}, "unprotected (argument), tokens (argument): tokens protect"),
-        ({"unprotected": False}, "tokens (default): there are none, so nobody could do anything"),
         (
             {"namespaces": {"a": {"reserved": "600MiB"}, "b": {"reserved": "600MiB"}}},
             "namespaces.a.reserved (argument), namespaces.b.reserved (argument): 1.17 GiB are "
-            "reserved together, and all tiers together have 1 GiB",
+            "reserved together, in whole blocks, and all tiers together have 1 GiB",
+        ),
+        (
+            {"hot": "4MiB", "namespaces": {name: {"reserved": 2 * MIB + 1} for name in "ab"}},
+            "namespaces.a.reserved (argument), namespaces.b.reserved (argument): 8 MiB are "
+            "reserved together, in whole blocks, and all tiers together have 4 MiB",
         ),
         (
             {"namespaces": {"a": {"max": "4MiB", "reserved": "6MiB"}}},
@@ -440,8 +446,8 @@ def test_the_token_of_a_client_is_no_setting(monkeypatch: pytest.MonkeyPatch) ->
     """`kvoffload top` has it in the same environment."""
     monkeypatch.setenv("KVOFFLOAD_TOKEN", SECRET)
     assert not ServiceSettings(**OPEN).tokens
-    (line,) = mistakes()
-    assert line.endswith("(KVOFFLOAD_TOKEN is for clients)")
+    with pytest.raises(ConfigError, match=r"\(KVOFFLOAD_TOKEN is for clients\)"):
+        ServiceSettings().access()
 
 
 def test_all_mistakes_come_together(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -583,3 +589,11 @@ def test_mistakes_travel_between_processes() -> None:
         ServiceSettings(port=-1)
     again = pickle.loads(pickle.dumps(caught.value))
     assert str(again) == str(caught.value)
+
+
+def test_without_tokens_nobody_may_do_anything() -> None:
+    """No mistake by itself, for the cache may be used inside of an application alone."""
+    settings = ServiceSettings()
+    assert not settings.lets_somebody_in
+    with pytest.raises(ConfigError, match=r"tokens \(default\): there are none, so nobody"):
+        settings.access()

@@ -11,7 +11,7 @@ __all__ = ("main",)
 EXIT_MISTAKE = 2
 EXIT_INTERRUPTED = 128 + 2
 _EXTRAS = {
-    **dict.fromkeys(("click", "rich", "typer"), "cli"),
+    **dict.fromkeys(("click", "httpx", "rich", "typer"), "cli"),
     **dict.fromkeys(
         ("fastapi", "httptools", "prometheus_client", "pydantic", "pydantic_settings", "uvicorn"),
         "server",

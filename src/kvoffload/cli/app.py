@@ -17,6 +17,7 @@ from .inspect import inspect
 from .replay import replay
 from .serve import serve
 from .simulate import simulate
+from .top import top
 
 app = typer.Typer(
     name="kvoffload",
@@ -31,6 +32,7 @@ app.command()(simulate)
 app.command()(bench)
 app.command()(serve)
 app.command()(config)
+app.command()(top)
 
 
 def _show_version(wanted: bool) -> None:

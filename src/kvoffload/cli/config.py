@@ -47,6 +47,12 @@ def config(
         sys.stdout.write(_as_json(found) + "\n")
     else:
         Console().print(_as_table(found))
+    if not found.lets_somebody_in:
+        print(
+            "kvoffload: nobody may call a service with these settings: give tokens, or say "
+            "unprotected",
+            file=sys.stderr,
+        )
 
 
 def _as_json(settings: ServiceSettings) -> str:

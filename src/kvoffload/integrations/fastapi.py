@@ -56,7 +56,8 @@ def lifespan_manager(
             same server perhaps; its message says what to do.
     """
     if isinstance(settings, ServiceSettings):
-        access = settings.access() if access is None else access
+        if access is None and settings.lets_somebody_in:
+            access = settings.access()
         limits = settings.limits() if limits is None else limits
         settings = settings.manager_settings()
     if isinstance(settings, ManagerSettings):

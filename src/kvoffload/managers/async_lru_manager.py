@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from types import TracebackType
+from collections.abc import Callable, Mapping, Sequence
+from types import MappingProxyType, TracebackType
 from typing import Self
 
 from ..checks import check_count
+from ..core import check_tiers
 from ..keys import check_hashes, check_namespace
 from ..named import Named
-from ..policy import make_policy
+from ..policy import make_policy, policy_maker
+from ..policy.partitions import make_partitions
 from ..prefetch import Prefetcher
+from ..shares import NamespaceShare, Shares, check_shares
 from ..types import BlockHash, Clock, EvictionPolicy, Key, Tier
 from .contract import (
     CLOSE_TIMEOUT_S,
@@ -34,7 +37,7 @@ class AsyncLRUManager(Manager):
         cold: Third tier, on disk.
         remote: Last tier, shared.
         policy: `"weighted"`, `"lru"`, `"arc"`, `"s3fifo"`, `"fifo"`, or an `EvictionPolicy` of
-            your own, one object a manager.
+            your own, one object a manager; or what makes one, as its class does.
         prefetch_lookahead: Hinted blocks that are read at a time; and those that are read ahead
             without a hint, where a request hits a chain whose head is in memory and the rest not,
             and there is room that was made ahead.
@@ -52,11 +55,15 @@ class AsyncLRUManager(Manager):
             result says for how long), or `"reject"` (`RejectReason.THROTTLED`).
         write_policy: `"back"` writes a block to disk when it leaves memory, and at `flush` and
             close; `"through"` also before the `store` returns that brings it.
+        shares: What namespaces may have at most, and what is kept for them, by name (`namespace`
+            for the manager's own). Each of these has an eviction policy of its own then, so
+            `policy` is a name or what makes one, and no object.
         clock: Time; tests inject `kvoffload.testing.ManualClock`.
         close_timeout_s: Seconds for draining and flushing at close, and as much for the tiers.
 
     Raises:
-        ConfigError: A setting is wrong, or the tiers differ in `block_bytes` or share a name.
+        ConfigError: A setting is wrong, or the tiers differ in `block_bytes` or share a name; or
+            the shares reserve more than the tiers have.
     """
 
     def __init__(
@@ -66,7 +73,7 @@ class AsyncLRUManager(Manager):
         warm: Tier | None = None,
         cold: Tier | None = None,
         remote: Tier | None = None,
-        policy: str | EvictionPolicy = "weighted",
+        policy: str | EvictionPolicy | Callable[[], EvictionPolicy] = "weighted",
         prefetch_lookahead: int = 4,
         promote_threshold: int = 3,
         namespace: str = "",
@@ -76,13 +83,22 @@ class AsyncLRUManager(Manager):
         watermarks: tuple[float, float] = WATERMARKS,
         when_full: str = "wait",
         write_policy: str = "back",
+        shares: Mapping[str, NamespaceShare] | None = None,
         clock: Clock | None = None,
         close_timeout_s: float = CLOSE_TIMEOUT_S,
     ) -> None:
         check_count("prefetch_lookahead", prefetch_lookahead)
+        tiers = [tier for tier in (hot, warm, cold, remote) if tier is not None]
+        accounts = None
+        if shares:
+            check_tiers(tiers)
+            check_namespace(namespace)
+            shares = check_shares(shares, tiers)
+            accounts = _accounts(shares, policy, namespace, hot.block_bytes)
+        self._shares = MappingProxyType(dict(shares or {}))
         super().__init__(
-            [tier for tier in (hot, warm, cold, remote) if tier is not None],
-            make_policy(policy),
+            tiers,
+            make_policy(policy) if accounts is None else accounts.policy,
             namespace=namespace,
             staging_bytes=staging_bytes,
             reservation_ttl_s=reservation_ttl_s,
@@ -93,6 +109,7 @@ class AsyncLRUManager(Manager):
             watermarks=watermarks,
             when_full=when_full,
             write_policy=write_policy,
+            shares=accounts,
         )
         self._prefetcher = Prefetcher(
             self._core.index,
@@ -105,6 +122,11 @@ class AsyncLRUManager(Manager):
         self._core.prefetchers.append(self._prefetcher)
         self._lookahead = prefetch_lookahead
         self._core.read_ahead = self._read_ahead
+
+    @property
+    def shares(self) -> Mapping[str, NamespaceShare]:
+        """What namespaces may have, by name; empty where none has a share."""
+        return self._shares
 
     def hint_prefetch(self, block_hashes: Sequence[BlockHash]) -> int:
         """Queue blocks of lower tiers to be brought up in the background; return how many were.
@@ -138,10 +160,11 @@ class AsyncLRUManager(Manager):
         return NamespaceView(self, name)
 
     def namespaces(self) -> list[str]:
-        """Return the names of the namespaces that have or had blocks, the manager's own first."""
+        """Return the names of the namespaces with blocks or a share, the manager's own first."""
         index = self._core.index
         names = {name for name in index.counters if name is not None}
-        names.update(name for level in index.levels for name in level.usage)
+        names.update(*(level.usage for level in index.levels), self._shares)
+        names.discard(self._core.namespace)
         return [self._core.namespace, *sorted(names)]
 
     # Inside
@@ -229,3 +252,19 @@ def _hint(view: Contract, prefetcher: Prefetcher, block_hashes: Sequence[BlockHa
 def _cancel(view: Contract, prefetcher: Prefetcher, block_hashes: Sequence[BlockHash]) -> int:
     view._core.check()
     return prefetcher.cancel(view._keys(check_hashes(block_hashes)))
+
+
+def _accounts(
+    shares: Mapping[str, NamespaceShare],
+    policy: str | EvictionPolicy | Callable[[], EvictionPolicy],
+    own_namespace: str,
+    block_bytes: int,
+) -> Shares:
+    """Return the books of namespaces with shares, over a policy for each of them."""
+    slots = {
+        None if name == own_namespace else name: (
+            None if share.max_bytes is None else share.max_bytes // block_bytes
+        )
+        for name, share in shares.items()
+    }
+    return Shares(shares, own_namespace, make_partitions(policy_maker(policy), slots))

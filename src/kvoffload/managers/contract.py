@@ -20,7 +20,7 @@ from ..clock import SystemClock
 from ..core import Core, CoreOptions, Outcome
 from ..errors import ConfigError
 from ..events import OffloadingEvent
-from ..keys import check_chain, check_hashes, check_key_lengths
+from ..keys import check_hashes, check_key_lengths
 from ..lease import LeaseScope
 from ..metrics import ManagerStats
 from ..named import Named
@@ -28,6 +28,7 @@ from ..observing import Observer
 from ..payloads import check_payloads, check_sizes
 from ..request import RequestScope
 from ..retention import Retention, as_retention
+from ..shares import Shares
 from ..streamed import store_groups
 from ..twophase import Spec
 from ..types import (
@@ -68,7 +69,6 @@ class Contract:
         self._core = core
         # None is the manager's own namespace, whose keys are the bare hashes.
         self._namespace = namespace
-        self._name_of_keys = core.namespace if namespace is None else namespace
         self._check = core.check
         self._sees_all = namespace is None
 
@@ -155,7 +155,7 @@ class Contract:
         if len(payloads) != len(hashes):
             raise ConfigError(f"{len(hashes)} block hashes, but {len(payloads)} payloads")
         data = check_payloads(payloads, core.block_bytes)
-        check_key_lengths(hashes, self._name_of_keys)
+        self._check_key_lengths(hashes)
         keys = self._keys(hashes)
         with core.observed("store", keys) if core.observers else UNOBSERVED:
             outcome = await core.store(keys, data)
@@ -181,7 +181,7 @@ class Contract:
         core = self._core
         core.check()
         hashes = check_hashes(block_hashes)
-        check_key_lengths(hashes, self._name_of_keys)
+        self._check_key_lengths(hashes)
         keys = self._keys(hashes)
         with core.observed("store", keys) if core.observers else UNOBSERVED:
             outcome = await store_groups(core, keys, groups)
@@ -206,7 +206,7 @@ class Contract:
         if timeout_s is not None:
             check_seconds("timeout_s", timeout_s)
         hashes = check_hashes(block_hashes)
-        return LeaseScope(self._core, self._keys(hashes), hashes, timeout_s)
+        return LeaseScope(self._core, self._keys(hashes), hashes, timeout_s, count_use=True)
 
     def request(
         self,
@@ -228,7 +228,8 @@ class Contract:
             ConfigError: `wait_pending_s` is negative or not finite, or `retention` is neither.
         """
         check_seconds("wait_pending_s", wait_pending_s)
-        hashes = check_chain(block_hashes, self._name_of_keys)
+        hashes = check_hashes(block_hashes)
+        self._check_key_lengths(hashes)
         return RequestScope(
             self._core,
             self._keys(hashes),
@@ -355,7 +356,7 @@ class Contract:
         hashes = check_hashes(block_hashes)
         if sizes is not None:
             check_sizes(sizes, len(hashes), core.block_bytes)
-        check_key_lengths(hashes, self._name_of_keys)
+        self._check_key_lengths(hashes)
         keys = self._keys(hashes)
         new = core.unknown(keys)
         if sizes is None:
@@ -437,6 +438,10 @@ class Contract:
             return hashes
         return [(namespace, block_hash) for block_hash in hashes]
 
+    def _check_key_lengths(self, hashes: Sequence[BlockHash]) -> None:
+        namespace = self._namespace
+        check_key_lengths(hashes, self._core.namespace if namespace is None else namespace)
+
     def _to_hashes(self, keys: Iterable[Key]) -> list[BlockHash]:
         """Return the hashes of those keys that are of this namespace."""
         if not self._core.index.namespaced:
@@ -480,6 +485,7 @@ class Manager(Contract):
         watermarks: tuple[float, float] = WATERMARKS,
         when_full: str = "wait",
         write_policy: str = "back",
+        shares: Shares | None = None,
     ) -> None:
         check_choice("cold_admission", cold_admission, COLD_ADMISSIONS)
         check_choice("when_full", when_full, WHEN_FULL)
@@ -505,6 +511,7 @@ class Manager(Contract):
             watermarks=watermarks,
             may_wait=when_full == "wait",
             writes_through=write_policy == "through",
+            shares=shares,
         )
         super().__init__(Core(type(self).__name__, tiers, policy, options), None)
 

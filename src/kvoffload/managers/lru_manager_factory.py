@@ -135,4 +135,5 @@ class LRUManagerFactory:
             when_full=settings.when_full,
             write_policy=settings.write_policy,
             close_timeout_s=settings.close_timeout_s,
+            shares=settings.shares,
         )

@@ -10,6 +10,7 @@ from ..index import Index
 from ..jobs import Jobs
 from ..levels import Level
 from ..room import Room
+from ..shares import whom_of
 from ..types import FlushResult, Key
 from .transfer import Transfer
 
@@ -103,13 +104,28 @@ class Durability:
         return [entry for entry in found if not self._is_durable(entry)]
 
     def _take_hottest(self, level: Level, volatile: list[BlockEntry]) -> list[BlockEntry]:
-        """Evict from the persistent tier what must give way; return the blocks that fit then."""
-        index = self._index
+        """Evict from the persistent tier what must give way; return the blocks that fit then.
+
+        What is reserved for a namespace, of its hottest blocks, comes before all others, also
+        before copies of what is in memory.
+        """
+        index, sharing = self._index, self._room.sharing
         missing = len(volatile) - level.slots.free
         if missing > 0:
-            keys = index.policy.victims(level.number, missing, index.pinned)
+            count = missing if sharing is None else level.blocks
+            keys = index.policy.victims(level.number, count, index.pinned)
+            if sharing is not None:
+                there = [index.ready[key] for key in reversed(keys)]
+                copied = list(level.copies.values())
+                reserved = sharing.hottest_reserved([*copied, *volatile, *there])
+                keys = [key for key in keys if index.ready[key] not in reserved][:missing]
+                volatile.sort(key=lambda entry: entry not in reserved)
             index.drop([index.ready[key] for key in keys])
             index.count("evictions", keys)
+            if sharing is not None:
+                short = sum(entry in reserved for entry in volatile) - level.slots.free
+                given_up = [entry for entry in copied if entry not in reserved]
+                index.give_up_copies(level, given_up[: max(0, short)])
         return volatile[: level.slots.free]
 
     async def _write_through(
@@ -134,7 +150,8 @@ class Durability:
         if evicted is None:
             slots = level.slots.take(len(entries))
         else:
-            slots = self._room.take_for_copies(level.number, len(entries), evicted)
+            whom = whom_of(entries)
+            slots = self._room.take_for_copies(level.number, len(entries), evicted, whom=whom)
         entries = entries[: len(slots)]
         index.begin_transfer(entries)
         for entry in entries:

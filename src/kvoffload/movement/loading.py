@@ -24,6 +24,7 @@ from ..jobs import Jobs
 from ..keys import show_hash
 from ..named import Named
 from ..room import Room
+from ..shares import whom_of
 from ..types import BlockState, ByteArray, Key
 from ..views import Place, Staging
 from .storing import Storing
@@ -100,28 +101,6 @@ class Loading:
     def staging(self) -> Staging:
         """The buffers that blocks are read into."""
         return self._transfer.staging
-
-    def show_hot(self, entries: Sequence[BlockEntry]) -> bool:
-        """Show blocks that all lie in a hottest tier in memory, as most do; else change nothing.
-
-        They stay where they are for as long as they are pinned.
-        """
-        hottest = self._index.levels[0]
-        if not hottest.tier.addressable:
-            return False
-        flights = self._flights
-        if flights and any(entry.key in flights for entry in entries):
-            return False
-        size = 0
-        for entry in entries:
-            if entry.level:
-                return False
-            size += entry.size
-        counters = hottest.counters
-        counters["hits"] += len(entries)
-        counters["blocks_read"] += len(entries)
-        counters["bytes_read"] += size
-        return True
 
     def is_instant(self, entries: Sequence[BlockEntry]) -> bool:
         """Whether all of them can be seen now; promotes at once what takes but a small copy."""
@@ -359,7 +338,7 @@ class Loading:
     async def _fly(self, flights: Sequence[Flight], rising: Sequence[Flight]) -> None:
         try:
             if rising:
-                grants = await self._room_above(len(rising))
+                grants = await self._room_above([flight.entry for flight in rising])
                 for flight, grant in zip(rising, grants, strict=False):
                     flight.grant = (0, grant)
             await self._read_all(flights)
@@ -376,12 +355,12 @@ class Loading:
         flights: list[Flight] = []
         try:
             if self._index.levels[0].low:
-                slots = self._room.take_spare(0, len(entries), [])
+                slots = self._room.take_spare(0, len(entries), [], whom=whom_of(entries))
                 grants = [Grant(slot) for slot in slots]
             else:
                 named.hold()
                 try:
-                    grants = await self._room_above(len(entries))
+                    grants = await self._room_above(entries)
                 finally:
                     named.release()
             landed = anyio.Event()
@@ -401,10 +380,10 @@ class Loading:
             self._index.end_transfer(entries)
         await self._erase_bad(flights)
 
-    async def _room_above(self, count: int) -> list[Grant]:
+    async def _room_above(self, entries: Sequence[BlockEntry]) -> list[Grant]:
         """Get slots of the hottest tier for blocks on their way up, as far as there are any."""
         moves: list[Move] = []
-        grants = self._room.make_room(0, count, moves, [])
+        grants = self._room.make_room(0, len(entries), moves, [], whom=whom_of(entries))
         await self._storing.run_moves(moves, [])
         return [grant for grant in grants if grant.usable]
 

@@ -12,6 +12,8 @@ from ..index import Index
 from ..jobs import Job, Jobs
 from ..named import Named
 from ..room import Room
+from ..shares import namespace_of
+from ..sharing import Sharing
 from ..types import ByteArray, Key, RejectReason, TierState
 from .transfer import Transfer, lacks_space
 
@@ -90,7 +92,13 @@ class Storing:
         if len(self._index.levels) > 1 and count > level.slots.free + len(level.copies):
             return None
         outcome = Stored()
-        slots = self._room.take_now(0, count, outcome.evicted)
+        whom = namespace_of(keys)
+        sharing = self._room.sharing
+        if sharing is not None:
+            if sharing.fitting(whom, sizes) < count or self._room.most(count, whom) < count:
+                return None
+            sharing.make_way(whom, sum(sizes), outcome.evicted)
+        slots = self._room.take_now(0, count, outcome.evicted, whom=whom)
         if len(slots) < count:
             level.slots.give_back(slots)
             return None
@@ -108,6 +116,8 @@ class Storing:
         """
         outcome = Stored()
         entries = self._index.reserve(keys, sizes, pins=1)
+        if self._room.sharing is not None:
+            self._room.sharing.hold_back(entries)
         job = self._jobs.start(lambda job: self._reserve(job, entries, outcome, named))
         try:
             return outcome if await job.result() else None
@@ -178,7 +188,7 @@ class Storing:
             return written
         if named is not None:
             named.hold()  # what became ready while the disk was busy
-        slots = self._room.take_now(number, len(failed), evicted)
+        slots = self._room.take_now(number, len(failed), evicted, whom=moves[0].whom)
         again = failed[len(failed) - len(slots) :]  # the hottest
         for move, slot in zip(again, slots, strict=True):
             level.slots.give_back([move.target[1]])
@@ -206,26 +216,78 @@ class Storing:
                 wanted.setdefault(place, []).append(entry)
         if waits:
             self._index.short.fire()  # so that there is room when the caller comes back
+        if self._room.sharing is not None:
+            self._keep_to_quota(self._room.sharing, entries, wanted, plan, evicted)
+        whom = namespace_of(keys)
+        grants: dict[int, list[Grant]] = {}
         try:
             # The deepest first: what the chain spills down comes before what it pushes down.
             for number in sorted(wanted, reverse=True):
-                group = wanted[number]
-                grants = self._room.make_room(
-                    number, len(group), plan.moves, evicted, may_wait=self._may_wait
+                count = len(wanted[number])
+                grants[number] = self._room.make_room(
+                    number, count, plan.moves, evicted, may_wait=self._may_wait, whom=whom
                 )
-                plan.granted += zip(group, [number] * len(group), grants, strict=False)
-                reason = RejectReason.PINNED if self._may_wait else RejectReason.THROTTLED
-                plan.unplaced += [(entry, reason) for entry in group[len(grants) :]]
-                if len(grants) < len(group):
-                    self._index.short.fire()
         except BaseException:
             # A policy that raises: what was planned so far is undone.
             for move in plan.moves:
                 self._room.finish_move(move, written=False)
-            for _, number, grant in plan.granted:
-                self._room.release(number, [grant])
+            for number, got in grants.items():
+                self._room.release(number, got)
             raise
+        self._assign(entries, wanted, grants, plan)
+        if self._room.sharing is not None:
+            self._room.sharing.hold_back([entry for entry, _ in plan.unplaced])
         return plan
+
+    def _keep_to_quota(
+        self,
+        sharing: Sharing,
+        entries: Sequence[BlockEntry],
+        wanted: dict[int, list[BlockEntry]],
+        plan: Plan,
+        evicted: list[Key],
+    ) -> None:
+        """Leave the blocks of a chain unplaced from the first that its namespace's quota stops.
+
+        For those before it, colder blocks of the namespace's give way.
+        """
+        namespace = namespace_of([entry.key for entry in entries[:1]])
+        sharing.hold_back(entries)
+        placed = {entry for group in wanted.values() for entry in group}
+        chain = [entry for entry in entries if entry in placed]
+        sizes = [entry.size for entry in chain]
+        fitting = sharing.fitting(namespace, sizes)
+        if fitting < len(chain):
+            reason = RejectReason.QUOTA
+            if self._moving and sharing.may_fit_soon(namespace):
+                reason = self._reason(RejectReason.PINNED)
+            plan.unplaced += [(entry, reason) for entry in chain[fitting:]]
+            over = set(chain[fitting:])
+            for number, group in wanted.items():
+                wanted[number] = [entry for entry in group if entry not in over]
+        sharing.let_in(chain[:fitting], evicted)
+
+    def _assign(
+        self,
+        entries: Sequence[BlockEntry],
+        wanted: dict[int, list[BlockEntry]],
+        grants: dict[int, list[Grant]],
+        plan: Plan,
+    ) -> None:
+        """Give the slots to a chain, head hottest; where there are too few, its end has none."""
+        left: list[BlockEntry] = []
+        for number in sorted(wanted):
+            group = wanted[number]
+            if left:
+                rank = {entry: place for place, entry in enumerate(entries)}
+                group = sorted(left + group, key=rank.__getitem__)
+            got = grants[number]
+            plan.granted += zip(group, [number] * len(got), got, strict=False)
+            left = group[len(got) :]
+        if left:
+            reason = RejectReason.PINNED if self._may_wait else RejectReason.THROTTLED
+            plan.unplaced += [(entry, reason) for entry in left]
+            self._index.short.fire()
 
     def _waits_for_room(self, plan: Plan) -> bool:
         """Tell whether there may be room soon for blocks that found none: others are moving."""
@@ -309,6 +371,10 @@ class Storing:
                 placed.setdefault(number, []).extend(group)
             if job.abandoned:
                 return {}
+            if any(grant.is_hopeless for _, _, grant in plan.granted):
+                stuck = [entry for entry, _, grant in plan.granted if grant.is_hopeless]
+                self._reject([(entry, RejectReason.FAILED) for entry in stuck], outcome)
+                missed = [entry for entry in missed if entry not in stuck]
             if not self._waits_for_room(plan):
                 self._reject(plan.unplaced, outcome)
                 plan.unplaced = []
@@ -377,24 +443,29 @@ class Storing:
     async def _reserve(
         self, job: Job[bool], entries: Sequence[BlockEntry], outcome: Stored, named: Named
     ) -> bool:
-        index = self._index
+        index, sharing = self._index, self._room.sharing
         todo = list(entries)
+        whom = namespace_of([entry.key for entry in entries[:1]])
         complete = False
         try:
             while todo:
                 named.hold()
-                if index.levels[0].room < len(todo):
-                    if not (self._moving and self._may_wait):
+                fits = sharing is None or sharing.can_let_in(entries)
+                if self._room.most(len(todo), whom) < len(todo) or not fits:
+                    soon = sharing is None or fits or sharing.may_fit_soon(whom)
+                    if not (self._moving and self._may_wait and soon):
                         index.short.fire()
                         return False
                     await index.changed.wait()
                     continue
-                if not (self._may_wait or self._room.has_now(0, len(todo))):
+                if not (self._may_wait or self._room.has_now(0, len(todo), whom=whom)):
                     index.short.fire()
                     return False
+                if sharing is not None:
+                    sharing.let_in(entries, outcome.evicted)
                 moves: list[Move] = []
                 grants = self._room.make_room(
-                    0, len(todo), moves, outcome.evicted, may_wait=self._may_wait
+                    0, len(todo), moves, outcome.evicted, may_wait=self._may_wait, whom=whom
                 )
                 await self.run_moves(moves, outcome.evicted, named)
                 if len(grants) < len(todo):
@@ -402,6 +473,8 @@ class Storing:
                     return False
                 plan = Plan([(entry, 0, grant) for entry, grant in zip(todo, grants, strict=True)])
                 todo = self._take_granted(plan)[1]
+                if any(grant.is_hopeless for grant in grants):
+                    return False
             complete = not job.abandoned
             return complete
         finally:

@@ -5,14 +5,18 @@ from __future__ import annotations
 from collections.abc import AsyncIterator, Callable
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
 
-from fastapi import APIRouter, FastAPI
+from fastapi import APIRouter, FastAPI, Response
 
 from ..managers.async_lru_manager import AsyncLRUManager
 from . import VERSION
 from .access import AccessControl
+from .dashboard import load_page
 from .limits import Limits
 from .routes import blocks, leases, operations, sessions
 from .state import STATE, Service, running
+
+PAGE = load_page()
+"""Read here, for an application may be made in an event loop."""
 
 Lifespan = Callable[[FastAPI], AbstractAsyncContextManager[None]]
 
@@ -76,9 +80,17 @@ def create_app(
         title="kvoffload",
         version=VERSION,
         description="Keeps the KV-cache blocks of language models in memory and on disk.",
+        docs_url=None,  # its page loads scripts from elsewhere
+        redoc_url=None,
         lifespan=lifespan_of(make_manager, access, limits or Limits()),
     )
     app.include_router(create_router())
+    if dashboard:
+
+        @app.get("/", include_in_schema=False)
+        async def show_dashboard() -> Response:
+            return Response(PAGE.html, headers=PAGE.headers)
+
     return app
 
 

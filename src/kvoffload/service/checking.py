@@ -14,7 +14,7 @@ from ..errors import ConfigError
 from ..sizes import human_bytes, memory_needed, memory_of_machine, room_on_disk
 from ..storage.keyfile import parse_key
 from .mistakes import Mistake
-from .sources import CLIENTS_VARIABLE, Gathered, Keys
+from .sources import Gathered, Keys
 
 if TYPE_CHECKING:
     from .settings import ServiceSettings, TokenSettings
@@ -184,12 +184,13 @@ class Checker:
         if not self._fine("block_bytes", "hot", "warm", "cold", "namespaces"):
             return
         one = settings.block_bytes
-        capacity = sum(size // one * one for size in (settings.hot, settings.warm, settings.cold))
-        reserved = sum(share.reserved for share in settings.namespaces.values())
-        if reserved > capacity:
+        slots = sum(size // one for size in (settings.hot, settings.warm, settings.cold))
+        # Rounded up, as the manager does: each namespace gets its own in whole blocks.
+        reserved = sum(-(-share.reserved // one) for share in settings.namespaces.values())
+        if reserved > slots:
             self._add(
-                f"{human_bytes(reserved)} are reserved together, and all tiers together have "
-                f"{human_bytes(capacity)}",
+                f"{human_bytes(reserved * one)} are reserved together, in whole blocks, and all "
+                f"tiers together have {human_bytes(slots * one)}",
                 *(
                     ("namespaces", name, "reserved")
                     for name, share in settings.namespaces.items()
@@ -337,15 +338,6 @@ class Checker:
                     "unprotected",
                     "host",
                 )
-        elif not settings.tokens:
-            clients = f" ({CLIENTS_VARIABLE} is for clients)"
-            self._add(
-                "there are none, so nobody could do anything: give some, as [[tokens]] in the "
-                "settings file or as KVOFFLOAD_TOKENS__0__TOKEN_FILE, or say unprotected "
-                "(KVOFFLOAD_UNPROTECTED=true, --unprotected) on loopback or a Unix socket"
-                + (clients if CLIENTS_VARIABLE in os.environ else ""),
-                "tokens",
-            )
 
 
 def _is_loopback(host: str) -> bool:

@@ -82,6 +82,18 @@ def _tiers_of_namespaces(column: int, snapshot: Snapshot) -> Iterator[Sample]:
             yield "", row.labels | tier, usage[column]
 
 
+def _quotas(snapshot: Snapshot) -> Iterator[Sample]:
+    for labels, share in snapshot.shares:
+        if share.max_bytes is not None:
+            yield "", labels, share.max_bytes
+
+
+def _reserves(snapshot: Snapshot) -> Iterator[Sample]:
+    for labels, share in snapshot.shares:
+        if share.reserved_bytes:
+            yield "", labels, share.reserved_bytes
+
+
 def _info(snapshot: Snapshot) -> Iterator[Sample]:
     yield "", Labels(version=snapshot.version), 1
 
@@ -269,6 +281,26 @@ def _families() -> Iterator[tuple[Family, Reader]]:
             NAMESPACE + TIER,
         ),
         partial(_tiers_of_namespaces, 1),
+    )
+    yield (
+        Family(
+            "kvoffload_namespace_max_bytes",
+            gauge,
+            "Bytes that the namespace may have; it has no series where there is no quota.",
+            "bytes",
+            NAMESPACE,
+        ),
+        _quotas,
+    )
+    yield (
+        Family(
+            "kvoffload_namespace_reserved_bytes",
+            gauge,
+            "Bytes up to which nothing of it is evicted for another, where there are any.",
+            "bytes",
+            NAMESPACE,
+        ),
+        _reserves,
     )
     operation = ("operation", "outcome")
     yield (

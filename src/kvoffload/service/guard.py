@@ -30,7 +30,12 @@ class GuardedRoute(APIRoute):
 
     Here rather than in a middleware and exception handlers, so that the router can be included in
     any application.
+
+    Attributes:
+        also_draining: Whether calls are served while the service drains.
     """
+
+    also_draining = False
 
     def get_route_handler(self) -> Callable[[Request], Coroutine[Any, Any, Response]]:
         """Return FastAPI's handler, whose errors are answered."""
@@ -65,7 +70,7 @@ class GuardedRoute(APIRoute):
 
         try:
             service = service_of(Request(scope))
-            service.begin_call()
+            service.begin_call(also_draining=self.also_draining)
             try:
                 body = BodyGuard(scope, receive)
                 with anyio.CancelScope() as cancel:
@@ -150,6 +155,12 @@ class BodyGuard:
             f"{size} bytes of {kind}; at most {self._limit} are taken",
             headers={"Connection": "close"},
         )
+
+
+class WatchingRoute(GuardedRoute):
+    """The same for calls that only look, so that a service can be watched while it drains."""
+
+    also_draining = True
 
 
 class StreamRoute(GuardedRoute):

@@ -23,6 +23,7 @@ from prometheus_client import Metric
 from prometheus_client.registry import Collector
 
 from ..metrics import ManagerStats
+from ..shares import NamespaceShare
 from . import VERSION
 from .exposition import Exposition, Family, Labels, Sample, Turns, lines
 from .families import COUNTED, FAMILIES, PRESENT
@@ -114,9 +115,15 @@ class KVOffloadCollector(Collector):
         yield
         rows: Sequence[NamespaceRow] = ()
         known: int | None = None
+        shares: list[tuple[Labels, NamespaceShare]] = []
         if isinstance(self._manager, HasNamespaces):
             names = self._manager.namespaces()
             known = len(names)
+            # All of them, for whoever made the settings named them.
+            given: Mapping[str, NamespaceShare] = getattr(self._manager, "shares", {})
+            for name, share in given.items():
+                scope = "own" if name == names[0] else "named"
+                shares.append((Labels(namespace=name, scope=scope), share))
             yield
             if self._max_namespaces:
                 rows = yield from self._gather_namespaces(self._manager, names, len(stats.tiers))
@@ -133,6 +140,7 @@ class KVOffloadCollector(Collector):
             VERSION,
             stats,
             namespaces=rows,
+            shares=shares,
             known_namespaces=known,
             operations=operations,
             namespace_operations=own,

@@ -247,6 +247,7 @@ class Overview(BaseModel):
     time: float
     uptime_s: float
     draining: bool
+    block_bytes: int
     stats: Stats
     namespaces: dict[str, dict[str, float | None]]
     namespaces_total: int

@@ -21,6 +21,7 @@ from fastapi import FastAPI
 from ..errors import ConfigError
 from ..managers.lru_manager_factory import LRUManagerFactory
 from ..sizes import human_bytes
+from .access import AccessControl
 from .app import begin_drain, create_app
 from .listening import Listener, listen
 from .settings import ServiceSettings
@@ -56,6 +57,7 @@ def serve(settings: ServiceSettings) -> int:
         TierLockedError: Another process has the cold directory.
         TierError: The cold tier can't be opened.
     """
+    access = settings.access()
     made: list[Listener] = []
 
     def close() -> None:
@@ -66,7 +68,7 @@ def serve(settings: ServiceSettings) -> int:
         try:
             made.append(listen(host=settings.host, port=settings.port, uds=settings.uds))
             with asyncio.Runner(loop_factory=_loop_factory()) as runner:
-                return runner.run(_Serving(settings, made[0], signals).run())
+                return runner.run(_Serving(settings, access, made[0], signals).run())
         except MemoryError:
             raise ConfigError("there is not enough memory for the hot and warm tiers") from None
         finally:
@@ -76,13 +78,19 @@ def serve(settings: ServiceSettings) -> int:
 class _Serving:
     """One run of the service."""
 
-    def __init__(self, settings: ServiceSettings, listener: Listener, signals: StopSignals) -> None:
+    def __init__(
+        self,
+        settings: ServiceSettings,
+        access: AccessControl,
+        listener: Listener,
+        signals: StopSignals,
+    ) -> None:
         self._settings = settings
         self._listener = listener
         self._signals = signals
         self._app = create_app(
             partial(LRUManagerFactory.create_async, settings.manager_settings()),
-            access=settings.access(),
+            access=access,
             limits=settings.limits(),
             dashboard=settings.dashboard,
         )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Annotated, Any, Literal, TypeVar
@@ -11,6 +12,7 @@ from pydantic_core import ErrorDetails
 from pydantic_settings import BaseSettings, PydanticBaseSettingsSource, SettingsConfigDict
 
 from ..config import ManagerSettings
+from ..shares import NamespaceShare
 from .access import AccessControl, Right, Token
 from .checking import Checker
 from .fields import (
@@ -33,7 +35,7 @@ from .fields import (
 from .in_force import InForce, in_force
 from .limits import Limits
 from .mistakes import Mistake, Origin, SettingsError
-from .sources import PREFIX, Gathered, Keys, find_origin
+from .sources import CLIENTS_VARIABLE, PREFIX, Gathered, Keys, find_origin
 
 MIB, GIB = 1 << 20, 1 << 30
 
@@ -272,10 +274,29 @@ class ServiceSettings(BaseSettings):
             io_timeout_s=self.io_timeout_s,
             min_free_bytes=self.min_free,
             encryption_key=key.get_secret_value() if key else None,
+            shares=self.shares(),
         )
 
+    @property
+    def lets_somebody_in(self) -> bool:
+        """Whether there are tokens, or everybody may do everything."""
+        return bool(self.tokens) or self.unprotected
+
+    def shares(self) -> dict[str, NamespaceShare]:
+        """Return what namespaces may have at most, and what is kept for them."""
+        return {
+            name: NamespaceShare(max_bytes=share.max, reserved_bytes=share.reserved)
+            for name, share in self.namespaces.items()
+        }
+
     def access(self) -> AccessControl:
-        """Return who may do what."""
+        """Return who may do what.
+
+        Raises:
+            SettingsError: Nobody may do anything: there are no tokens, and it is not unprotected.
+        """
+        if not self.lets_somebody_in:
+            raise SettingsError([Mistake([("tokens", self.origin("tokens"))], _nobody())])
         tokens = [
             Token(
                 digest,
@@ -297,6 +318,16 @@ class ServiceSettings(BaseSettings):
             body_timeout_s=self.body_timeout_s,
             drain_timeout_s=self.drain_timeout_s,
         )
+
+
+def _nobody() -> str:
+    """Say what to do where neither tokens nor `unprotected` are given."""
+    clients = f" ({CLIENTS_VARIABLE} is for clients)" if CLIENTS_VARIABLE in os.environ else ""
+    return (
+        "there are none, so nobody could do anything: give some, as [[tokens]] in the settings "
+        "file or as KVOFFLOAD_TOKENS__0__TOKEN_FILE, or say unprotected "
+        f"(KVOFFLOAD_UNPROTECTED=true, --unprotected) on loopback or a Unix socket{clients}"
+    )
 
 
 _KNOWN = {

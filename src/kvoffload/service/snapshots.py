@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
 from ..metrics import ManagerStats
+from ..shares import NamespaceShare
 from .exposition import Labels
 from .histograms import HistogramSnapshot
 from .observing import ServiceStats, TimingSnapshot
@@ -44,6 +45,7 @@ class Snapshot:
         version: That of kvoffload.
         stats: The whole manager.
         namespaces: Those with series of their own, and the sum of the others.
+        shares: What namespaces may have, with the labels of each.
         known_namespaces: How many there are.
         operations: Durations by operation and outcome.
         namespace_operations: The same of some namespaces.
@@ -56,6 +58,7 @@ class Snapshot:
     version: str
     stats: ManagerStats
     namespaces: Sequence[NamespaceRow] = ()
+    shares: Sequence[tuple[Labels, NamespaceShare]] = ()
     known_namespaces: int | None = None
     operations: Sequence[TimingRow] = ()
     namespace_operations: Sequence[TimingRow] = ()

@@ -94,13 +94,13 @@ class Service:
         """Count a stream of events out."""
         self.streams -= 1
 
-    def begin_call(self) -> None:
-        """Count a call in.
+    def begin_call(self, *, also_draining: bool = False) -> None:
+        """Count a call in; one that only looks may come while the service drains.
 
         Raises:
             RefusedError: Too many are under way, or the service is stopping.
         """
-        if self.draining.is_set():
+        if self.draining.is_set() and not also_draining:
             raise RefusedError(
                 503,
                 "ClosedError",

@@ -12,11 +12,12 @@ from fastapi.responses import JSONResponse
 
 from ...events import Subscription
 from ...metrics import ManagerStats
+from ...shares import NamespaceShare
 from ...types import TierState
 from .. import VERSION
 from ..dependencies import Overseen, Reader
 from ..exposition import Exposition
-from ..guard import GuardedRoute, StreamRoute
+from ..guard import StreamRoute, WatchingRoute
 from ..observing import OPERATIONS
 from ..problems import RefusedError, documented, streamed
 from ..prometheus import render
@@ -28,10 +29,11 @@ NAMESPACES_A_TURN = 64
 """How many of them are looked at before others may run."""
 MAX_NAMESPACES = 200
 """How many, those with the most bytes, are shown."""
+NO_SHARE = NamespaceShare()
 
-router = APIRouter(route_class=GuardedRoute, tags=["operations"])
+router = APIRouter(route_class=WatchingRoute, tags=["operations"])
 streams = APIRouter(route_class=StreamRoute, tags=["operations"])
-metrics = APIRouter(route_class=GuardedRoute, tags=["operations"])
+metrics = APIRouter(route_class=WatchingRoute, tags=["operations"])
 health = APIRouter(tags=["health"])
 
 
@@ -124,8 +126,11 @@ async def _overview(service: Service) -> dict[str, Any]:
         "time": time.time(),
         "uptime_s": time.monotonic() - service.started_at,
         "draining": service.draining.is_set(),
+        "block_bytes": service.block_bytes,
         "stats": stats_to_json(manager.get_stats()),
-        "namespaces": {name: _summary(each) for name, each in largest},
+        "namespaces": {
+            name: _summary(each, manager.shares.get(name, NO_SHARE)) for name, each in largest
+        },
         "namespaces_total": len(names),
         "latencies": {name: service.latencies.snapshot(name).summary() for name in OPERATIONS},
         "loop_lag": {
@@ -142,7 +147,7 @@ def _bytes_of(stats: ManagerStats) -> int:
     return sum(tier.bytes for tier in stats.tiers.values())
 
 
-def _summary(stats: ManagerStats) -> dict[str, float | None]:
+def _summary(stats: ManagerStats, share: NamespaceShare) -> dict[str, float | None]:
     return {
         "hits": stats.hits,
         "misses": stats.misses,
@@ -151,6 +156,6 @@ def _summary(stats: ManagerStats) -> dict[str, float | None]:
         "evictions": stats.evictions,
         "blocks": sum(tier.blocks for tier in stats.tiers.values()),
         "bytes": _bytes_of(stats),
-        "max_bytes": None,
-        "reserved_bytes": 0,
+        "max_bytes": share.max_bytes,
+        "reserved_bytes": share.reserved_bytes,
     }

@@ -1,1 +1,0 @@
-"""A FastAPI application of one's own with a block cache in it."""
