@@ -43,8 +43,9 @@ from disk_contests import (
     read_contest,
 )
 from loop_lag import compare_lag
-from machine import describe_machine
-from raw_io import KIB, MIB, Team
+
+from kvoffload.benching.machine import describe_machine
+from kvoffload.benching.raw_io import KIB, MIB, Team
 
 LOOPS = {"asyncio": asyncio.new_event_loop, "uvloop": uvloop.new_event_loop}
 

@@ -2,27 +2,13 @@
 
 from __future__ import annotations
 
-import statistics
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
+
+from kvoffload.benching.timing import Timings, in_turns
 
 Contender = Callable[[], float]
 """Does the work once and returns the seconds that it took."""
-
-
-@dataclass(frozen=True, slots=True)
-class Timings:
-    """Seconds that one contender took, round by round."""
-
-    seconds: tuple[float, ...]
-
-    @property
-    def best(self) -> float:
-        return min(self.seconds)
-
-    @property
-    def median(self) -> float:
-        return statistics.median(self.seconds)
 
 
 @dataclass(frozen=True, slots=True)
@@ -80,16 +66,10 @@ class Contest:
 
 
 def alternate(contenders: Mapping[str, Contender], rounds: int) -> dict[str, Timings]:
-    """Time each contender once a round, after one round that doesn't count.
-
-    Each round is begun by another one, so that none always runs in the wake of the same.
-    """
-    names: Sequence[str] = list(contenders)
-    seconds: dict[str, list[float]] = {name: [] for name in names}
-    for number in range(-1, rounds):
-        first = number % len(names)
-        for name in (*names[first:], *names[:first]):
-            took = contenders[name]()
-            if number >= 0:
-                seconds[name].append(took)
+    """Time each contender once a round, after one round that doesn't count."""
+    seconds: dict[str, list[float]] = {name: [] for name in contenders}
+    for number, name in in_turns(list(contenders), range(-1, rounds)):
+        took = contenders[name]()
+        if number >= 0:
+            seconds[name].append(took)
     return {name: Timings(tuple(values)) for name, values in seconds.items()}

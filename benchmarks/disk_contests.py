@@ -15,7 +15,10 @@ from pathlib import Path
 import aiofiles
 import numpy as np
 from contest import Contender, Contest, alternate
-from raw_io import (
+from xxhash import xxh3_64_intdigest
+
+from kvoffload import ConfigError, DiskTier, TierError
+from kvoffload.benching.raw_io import (
     KIB,
     MIB,
     Call,
@@ -23,14 +26,10 @@ from raw_io import (
     Team,
     Way,
     make_blocks,
-    plan_calls,
     same_bytes,
     sensible_ways,
     sync_names,
 )
-from xxhash import xxh3_64_intdigest
-
-from kvoffload import ConfigError, DiskTier, TierError
 
 
 class NoDirectIOError(Exception):
@@ -135,7 +134,7 @@ def read_contest(bench: Bench, work: Work) -> Contest:
     with ExitStack() as stack:
         directory = stack.enter_context(bench.directory())
         file = stack.enter_context(bench.raw_file(directory / "raw", work))
-        fill(file, payloads)
+        file.fill(payloads)
         raw = {
             name: _raw_reading(file, way) for name, way in sensible_ways(into, bench.teams).items()
         }
@@ -167,7 +166,7 @@ def overwrite_contest(bench: Bench, work: Work) -> Contest:
     with ExitStack() as stack:
         directory = stack.enter_context(bench.directory())
         file = stack.enter_context(bench.raw_file(directory / "raw", work))
-        fill(file, payloads)
+        file.fill(payloads)
         ways = sensible_ways(payloads, bench.teams)
         raw = {name: _raw_overwriting(file, way) for name, way in ways.items()}
         ours: dict[str, Contender] = {}
@@ -194,13 +193,6 @@ def fresh_contest(bench: Bench, work: Work) -> Contest:
             making = tier_making(bench, directory / loop, work, runner, payloads)
             ours[f"tier, {loop}"] = making
         return hold(payloads, bench.rounds, raw, ours)
-
-
-def fill(file: RawFile, payloads: Sequence[memoryview]) -> None:
-    """Write blocks to a file, durably; they are in the page cache then unless I/O is direct."""
-    for call in plan_calls(payloads, max(1, 8 * MIB // len(payloads[0]))):
-        file.write(call)
-    file.sync()
 
 
 def hold(

@@ -19,10 +19,10 @@ from pathlib import Path
 from statistics import median
 
 import uvloop
-from machine import describe_machine
 from prometheus_client import CollectorRegistry, generate_latest
 
 from kvoffload import AsyncLRUManager, MemoryTier
+from kvoffload.benching.machine import describe_machine
 from kvoffload.service.exposition import Exposition
 from kvoffload.service.observing import Latencies, LoopLag, ServiceStats
 from kvoffload.service.prometheus import KVOffloadCollector, render

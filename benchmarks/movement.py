@@ -35,12 +35,12 @@ from pathlib import Path
 
 import numpy as np
 import uvloop
-from disk_contests import Bench, Work, fill
-from loop_lag import Lag, _lag_beside_threads, _summary, probe
-from machine import describe_machine
-from raw_io import KIB, MIB, make_blocks, plan_calls
+from disk_contests import Bench, Work
 
 from kvoffload import AsyncLRUManager, CapacityError, DiskTier, ManagerStats, MemoryTier
+from kvoffload.benching.lag import Lag, lag_beside_threads, probe
+from kvoffload.benching.machine import describe_machine
+from kvoffload.benching.raw_io import KIB, MIB, make_blocks, plan_calls
 from kvoffload.testing import eventually
 
 LOOPS = {"asyncio": asyncio.new_event_loop, "uvloop": uvloop.new_event_loop}
@@ -104,7 +104,7 @@ async def busy_lag(
         name: (tier.bytes_read + tier.bytes_written) / seconds / 1e9
         for name, tier in stats.tiers.items()
     }
-    return _summary(late, moved_bytes(stats) / seconds), rates
+    return Lag.of(late, moved_bytes(stats) / seconds), rates
 
 
 async def cold_load(place: Path, rounds: int, direct_io: str) -> tuple[float, float]:
@@ -274,9 +274,9 @@ def bare_lag(place: Path, runner: asyncio.Runner, seconds: float) -> Lag:
     payloads = make_blocks(work.num_blocks, work.block_bytes, seed=1)
     into = make_blocks(work.num_blocks, work.block_bytes)
     with bench.raw_file(place / "raw", replace(work, direct=False)) as file:
-        fill(file, payloads)
+        file.fill(payloads)
         shares: Sequence[list] = [plan_calls(buffers, 1) for buffers in (payloads, into)]  # type: ignore[type-arg]  # of calls
-        return runner.run(_lag_beside_threads(file, shares, seconds))
+        return runner.run(lag_beside_threads(file, shares, seconds))
 
 
 def _met(good: bool) -> str:

@@ -46,8 +46,9 @@ from disk_contests import (
     tier_writing,
     timed_write,
 )
-from machine import describe_machine
-from raw_io import make_blocks, same_bytes, sync_names
+
+from kvoffload.benching.machine import describe_machine
+from kvoffload.benching.raw_io import make_blocks, same_bytes, sync_names
 
 BLOCK_BYTES = 737_280
 LOAD_BLOCKS = 32

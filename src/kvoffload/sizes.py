@@ -119,7 +119,16 @@ def room_on_disk(directory: Path) -> int | None:
     """
     try:
         mine = sum(path.stat().st_size for path in directory.rglob("*") if path.is_file())
+    except OSError:
+        return None
+    free = free_on_disk(directory)
+    return None if free is None else free + mine
+
+
+def free_on_disk(directory: Path) -> int | None:
+    """Return what is free where a directory is or will be; `None` if that can't be found out."""
+    try:
         there = next(path for path in (directory, *directory.absolute().parents) if path.exists())
-        return shutil.disk_usage(there).free + mine
+        return shutil.disk_usage(there).free
     except OSError:
         return None

@@ -11,6 +11,7 @@ import typer
 from ..errors import OffloadError
 from ..service.mistakes import SettingsError
 from . import EXIT_INTERRUPTED, EXIT_MISTAKE
+from .bench import bench
 from .config import config
 from .inspect import inspect
 from .replay import replay
@@ -28,6 +29,7 @@ app = typer.Typer(
 app.command()(replay)
 app.command()(inspect)
 app.command()(simulate)
+app.command()(bench)
 app.command()(serve)
 app.command()(config)
 app.command()(top)

@@ -155,12 +155,6 @@ def _show(result: Result, errors: Console, *, as_object: bool) -> None:
 
 
 def _run(setup: Setup, workload: Workload, errors: Console) -> Result:
-    loop_factory: Callable[[], asyncio.AbstractEventLoop] | None = None
-    if setup.uvloop:
-        try:
-            from uvloop import new_event_loop as loop_factory
-        except ModuleNotFoundError:
-            raise ConfigError("uvloop is not installed; use --no-uvloop") from None
     # Twice a second is enough for people. Drawing holds the GIL for a millisecond or so, and more
     # of it would show in the lag of the event loop.
     progress = Progress(
@@ -176,7 +170,7 @@ def _run(setup: Setup, workload: Workload, errors: Console) -> Result:
     progress.add_task("replaying", total=len(workload.requests))
     (task,) = progress.tasks
     try:
-        with progress, asyncio.Runner(loop_factory=loop_factory) as runner:
+        with progress, asyncio.Runner(loop_factory=loop_factory(setup.uvloop)) as runner:
             return runner.run(_replay(setup, workload, errors, task))
     except KeyboardInterrupt:
         errors.print(
@@ -187,6 +181,21 @@ def _run(setup: Setup, workload: Workload, errors: Console) -> Result:
         raise
     except MemoryError:
         raise ConfigError("there is not enough memory for the hot and warm tiers") from None
+
+
+def loop_factory(uvloop: bool) -> Callable[[], asyncio.AbstractEventLoop] | None:
+    """Return what makes the event loop; `None` for asyncio's own.
+
+    Raises:
+        ConfigError: uvloop isn't there.
+    """
+    if not uvloop:
+        return None
+    try:
+        from uvloop import new_event_loop
+    except ModuleNotFoundError:
+        raise ConfigError("uvloop is not installed; use --no-uvloop") from None
+    return new_event_loop
 
 
 async def _replay(setup: Setup, workload: Workload, errors: Console, task: Task) -> Result:
@@ -232,12 +241,14 @@ def _say_start(setup: Setup, workload: Workload, errors: Console) -> None:
         )
 
 
-def parse_size(text: str) -> int:
-    """Return the bytes of a block of a size like 64KiB."""
+def parse_size(text: str, option: str = "--block-bytes") -> int:
+    """Return the bytes of a size like 64KiB that an option has; by default those of a block."""
     try:
         size = sizes.parse_size(text)
     except ConfigError as exc:
-        raise ConfigError(f"--block-bytes {exc}") from None
+        raise ConfigError(f"{option} {exc}") from None
+    if option != "--block-bytes":
+        return size
     if not 1 <= size <= 1 << 30:
         raise ConfigError(f"--block-bytes must be from 1 byte to 1 GiB, not {text!r}")
     return size

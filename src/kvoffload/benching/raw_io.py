@@ -1,11 +1,8 @@
-"""Bare vectored calls on one file, by one thread or several: what the cold tier is compared with.
-
-Linux only, for `O_DIRECT` and `posix_fallocate`.
-"""
+"""Bare vectored calls on one file, by one thread or several, to compare the cold tier with."""
 
 from __future__ import annotations
 
-import mmap
+import errno
 import os
 import threading
 from collections import deque
@@ -17,20 +14,27 @@ from typing import Self
 
 import numpy as np
 
+from ..aligned import aligned_empty
+
 KIB = 1024
 MIB = 1024 * KIB
 
 CALL_BYTES = (2 * MIB, 8 * MIB, 32 * MIB)
 CALL_BUFFERS = 512
 
+_sync = getattr(os, "fdatasync", os.fsync)
+
 
 def make_blocks(count: int, block_bytes: int, *, seed: int | None = None) -> list[memoryview]:
-    """Return page-aligned, touched buffers, one after the other: of random bytes, or of ones."""
-    memory = mmap.mmap(-1, count * block_bytes)
-    array = np.frombuffer(memory, np.uint8)
+    """Return page-aligned, touched buffers, one after the other: of random bytes, or of ones.
+
+    It is such memory as the tiers have, of which NumPy asks for huge pages: the kernel moves bytes
+    in and out of it faster than with pages of 4 KiB.
+    """
+    array = aligned_empty(count * block_bytes)
     rng = np.random.default_rng(seed)
     array[:] = 1 if seed is None else rng.integers(0, 256, len(array), dtype=np.uint8)
-    view = memoryview(memory)
+    view = array.data
     return [view[n * block_bytes : (n + 1) * block_bytes] for n in range(count)]
 
 
@@ -72,6 +76,13 @@ class Team:
             barrier = threading.Barrier(num_threads)
             for future in [self._pool.submit(barrier.wait) for _ in range(num_threads)]:
                 future.result()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *exc: object) -> None:
+        if self._pool is not None:
+            self._pool.shutdown()
 
     def __str__(self) -> str:
         if not self._num_threads:
@@ -131,8 +142,12 @@ class RawFile:
     """One file, read and written with nothing around the calls."""
 
     def __init__(self, path: Path, *, direct: bool) -> None:
-        """Open it, made if need be; raises `OSError` where the file system has no direct I/O."""
-        flags = os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | (os.O_DIRECT if direct else 0)
+        """Open it, made if need be; raises `OSError` where there is no direct I/O."""
+        flags = os.O_RDWR | os.O_CREAT | os.O_CLOEXEC
+        if direct:
+            if not hasattr(os, "O_DIRECT"):
+                raise OSError(errno.EINVAL, "this system has no direct I/O", str(path))
+            flags |= os.O_DIRECT
         self.fd = os.open(path, flags, 0o600)
 
     def __enter__(self) -> Self:
@@ -142,15 +157,24 @@ class RawFile:
         os.close(self.fd)
 
     def read(self, call: Call) -> None:
+        """Fill the buffers of a call."""
         if os.preadv(self.fd, call.buffers, call.offset) != call.num_bytes:
             raise EOFError("the file is too short")
 
     def write(self, call: Call) -> None:
+        """Write the buffers of a call."""
         if os.pwritev(self.fd, call.buffers, call.offset) != call.num_bytes:
             raise OSError("the call took only a part")
 
     def sync(self) -> None:
-        os.fdatasync(self.fd)
+        """Make what was written survive a power loss."""
+        _sync(self.fd)
+
+    def fill(self, blocks: Sequence[memoryview]) -> None:
+        """Write blocks durably; they are in the page cache then unless I/O is direct."""
+        for call in plan_calls(blocks, max(1, 8 * MIB // len(blocks[0]))):
+            self.write(call)
+        self.sync()
 
 
 def sync_names(directory: Path) -> None:
