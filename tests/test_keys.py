@@ -5,14 +5,23 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
+from collections.abc import Callable, Sequence
 
 import numpy as np
 import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
 
-from kvoffload import ConfigError, hash_blocks
-from kvoffload.keys import MAX_KEY_BYTES, check_namespace, decode_key, encode_key
+from kvoffload import BlockHash, ConfigError, hash_blocks
+from kvoffload.keys import (
+    MAX_KEY_BYTES,
+    check_chain,
+    check_hashes,
+    check_key_lengths,
+    check_namespace,
+    decode_key,
+    encode_key,
+)
 
 # Computed once with hashlib alone, from the formula in the documentation.
 PLAIN_AND_NAMED = [
@@ -152,3 +161,31 @@ class TestCanonicalKeys:
     def test_longest(self) -> None:
         """A record has room for so many bytes and no more."""
         assert len(encode_key(b"x" * (MAX_KEY_BYTES - 2 - 6), "tenant")) == MAX_KEY_BYTES
+
+
+ODD_HASHES = st.one_of(
+    HASHES,
+    st.binary(min_size=240, max_size=260),
+    st.text(min_size=60, max_size=130),
+    st.sampled_from((True, None, 1.5, np.int64(3))),
+)
+
+
+@given(chain=st.lists(ODD_HASHES, max_size=4), namespace=st.sampled_from(("", "n" * 100)))
+def test_a_chain_is_checked_as_its_hashes_and_their_lengths_are(
+    chain: list[BlockHash], namespace: str
+) -> None:
+    """The short way of plain hashes lets through just what the long one does."""
+
+    def outcome(check: Callable[[], Sequence[BlockHash]]) -> object:
+        try:
+            return check()
+        except (ConfigError, TypeError) as exc:
+            return type(exc), str(exc)
+
+    def one_by_one() -> Sequence[BlockHash]:
+        hashes = check_hashes(chain)
+        check_key_lengths(hashes, namespace)
+        return hashes
+
+    assert outcome(lambda: check_chain(chain, namespace)) == outcome(one_by_one)

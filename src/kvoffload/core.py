@@ -7,6 +7,7 @@ from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, field
 from functools import partial
+from typing import Protocol
 
 from .blocks import BlockEntry
 from .errors import BlockNotFoundError, ConfigError, TierError
@@ -32,6 +33,13 @@ from .types import BlockHash, BlockState, ByteArray, Clock, EvictionPolicy, Key,
 from .views import Staging
 
 log = logging.getLogger("kvoffload")
+
+
+class OpenLease(Protocol):
+    """A lease whose views may still be to make."""
+
+    def show(self) -> None:
+        """Make them, for afterwards the tiers are closed."""
 
 
 @dataclass(slots=True)
@@ -97,6 +105,8 @@ class Core:
         )
         self._options = options
         self._staging = Staging(options.staging_bytes, self.block_bytes)
+        self.leases: set[OpenLease] = set()
+        """Those that are open; they outlive a close."""
         self.prefetchers: list[Prefetcher] = []
         self.read_ahead: Callable[[Sequence[Key]], Sequence[Key]] | None = None
         """Given the blocks that a request hit, fetches some that it will want; returns them."""
@@ -448,7 +458,7 @@ class Core:
             self.room.sharing.trim()
 
     async def _close(self, steps: Sequence[Callable[[], Awaitable[None]]]) -> None:
-        final = [self._close_tiers, self._stop]
+        final = [self._show_leases, self._close_tiers, self._stop]
         await self.lifecycle.close(steps, final, self._options.close_timeout_s)
 
     async def _drain(self) -> None:
@@ -456,6 +466,10 @@ class Core:
 
     async def _flush(self) -> None:
         await self.durability.flush(make_room=True)
+
+    async def _show_leases(self) -> None:
+        for lease in self.leases:
+            lease.show()
 
     async def _close_tiers(self) -> None:
         index = self.index

@@ -92,6 +92,14 @@ class Index:
             hit += 1
         return hit
 
+    def prefix(self, keys: Sequence[Key]) -> list[BlockEntry]:
+        """Return the leading blocks that are ready."""
+        ready = self.ready
+        try:
+            return [ready[key] for key in keys]
+        except KeyError:
+            return [ready[key] for key in keys[: self.prefix_hit(keys)]]
+
     def state(self, key: Key) -> BlockState:
         """Return what is known of a block."""
         if key in self.ready:

@@ -135,6 +135,25 @@ def check_key_lengths(block_hashes: Sequence[BlockHash], namespace: str) -> None
             )
 
 
+def check_chain(block_hashes: Sequence[BlockHash], namespace: str) -> Sequence[BlockHash]:
+    """Return the hashes as a list or tuple, if each of them has a canonical key.
+
+    Raises:
+        TypeError: Not a sequence of `bytes`, `str` or `int`.
+        ConfigError: A key would be longer than `MAX_KEY_BYTES`.
+    """
+    if type(block_hashes) is list or type(block_hashes) is tuple:
+        room = _room_for_hash(namespace)
+        for block_hash in block_hashes:
+            if type(block_hash) is not bytes or len(block_hash) > room:
+                break
+        else:
+            return block_hashes  # a request is short: one plain loop is the fastest
+    hashes = check_hashes(block_hashes)
+    check_key_lengths(hashes, namespace)
+    return hashes
+
+
 def encode_key(block_hash: BlockHash, namespace: str) -> bytes:
     """Return the canonical key: type tag, length of the namespace, namespace, hash.
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from types import TracebackType
+from typing import Protocol
 
 from .blocks import BlockEntry
 from .core import Core
@@ -13,15 +14,26 @@ from .types import BlockHash, Key, Lease
 from .views import Lent, lend, take_back, warn_derived
 
 
+class PinHolder(Protocol):
+    """A scope that pins blocks, on which the leases inside of it may rely."""
+
+    def lend_pins(self, lease: LeaseScope, entries: list[BlockEntry]) -> bool:
+        """Return whether these stay pinned until the lease ended, or was told to pin them."""
+
+    def take_pins_back(self, lease: LeaseScope) -> None:
+        """Note that a lease ended."""
+
+
 class LeaseScope:
     """The `async with` of one load."""
 
     __slots__ = (
         "_block_hashes",
         "_core",
-        "_count_use",
         "_entries",
         "_flights",
+        "_holder",
+        "_is_use",
         "_keys",
         "_lease",
         "_lent",
@@ -35,14 +47,15 @@ class LeaseScope:
         keys: Sequence[Key],
         block_hashes: Sequence[BlockHash],
         timeout_s: float | None,
-        *,
-        count_use: bool,
+        holder: PinHolder | None = None,
     ) -> None:
+        """Inside of a `holder`, which counts it too, a load is no use of its own."""
         self._core = core
         self._keys = keys
         self._block_hashes = block_hashes
         self._timeout_s = timeout_s
-        self._count_use = count_use
+        self._holder = holder
+        self._is_use = holder is None
         self._entries: list[BlockEntry] | None = None
         self._flights: dict[Key, Flight] = {}
         self._shown: list[BlockEntry] = []
@@ -50,7 +63,7 @@ class LeaseScope:
         self._lease: Lease | None = None
 
     async def __aenter__(self) -> Lease:
-        """Pin the blocks, read those that have no address of their own, and make the views."""
+        """Pin the blocks, and read those that have no address of their own."""
         core = self._core
         if core.observers:
             with core.observed("load", self._keys):
@@ -62,19 +75,20 @@ class LeaseScope:
         core.check()
         if self._entries is not None:
             raise ClosedError("a lease is entered once: call load() again")
-        entries = core.find(self._keys)
-        core.index.pin(entries)
-        self._entries = entries
+        self._entries = entries = core.find(self._keys)
+        if self._holder is None or not self._holder.lend_pins(self, entries):
+            self.pin()
         try:
-            if self._count_use:
+            if self._is_use:
                 core.index.use(list(dict.fromkeys(self._keys)))
-            core.loading.count_hits(entries)
-            if not core.loading.is_instant(entries):
-                self._flights = await core.loading.bring(entries, self._timeout_s)
-            return self._show(entries)
+            if not core.loading.show_hot(entries):
+                await self._bring(entries)
         except BaseException:
             self._end()
             raise
+        self._lease = lease = Lease(self._block_hashes, self._make_views)
+        core.leases.add(self)
+        return lease
 
     async def __aexit__(
         self,
@@ -83,35 +97,69 @@ class LeaseScope:
         traceback: TracebackType | None,
     ) -> None:
         """Take the views back and unpin."""
-        warn_derived(self._end())
+        derived = self._end()
+        if derived:
+            warn_derived(derived)
 
-    def _show(self, entries: Sequence[BlockEntry]) -> Lease:
+    def pin(self) -> None:
+        """Hold pins of its own from now on."""
+        self._holder = None
+        self._core.index.pin(self._entries or ())
+
+    def show(self) -> None:
+        """Make the views; see `OpenLease`."""
+        if self._lease is not None:
+            iter(self._lease)  # the first access
+
+    async def _bring(self, entries: list[BlockEntry]) -> None:
+        loading = self._core.loading
+        loading.count_hits(entries)
+        if not loading.is_instant(entries):
+            self._flights = await loading.bring(entries, self._timeout_s)
+        shown = [entry for entry in entries if self._staged(entry) is None]
+        for entry in shown:
+            entry.shown += 1
+        self._shown = shown
+        loading.count_shown(shown)
+
+    def _staged(self, entry: BlockEntry) -> Flight | None:
+        """Return the flight with the staging buffer that a block is seen in, if it is in one."""
+        flight = self._flights.get(entry.key)
+        return None if flight is None or flight.staged is None else flight
+
+    def _make_views(self) -> list[memoryview]:
+        """Make the views; on whatever thread the lease is looked at."""
         levels = self._core.index.levels
-        flights, lent, shown = self._flights, self._lent, self._shown
-        for entry in entries:
-            flight = flights.get(entry.key) if flights else None
-            if flight is not None and flight.staged is not None:
+        lent: list[Lent] = []
+        for entry in self._entries or ():
+            flight = self._staged(entry) if self._flights else None
+            if flight is not None:
                 place = self._core.loading.place_of(entry, flight)
                 lent.append(lend(place.slots, place.show, place.slot, entry))
             else:
-                entry.shown += 1
-                shown.append(entry)
                 level = levels[entry.level]
                 lent.append(lend(level.slots, level.tier.view, entry.slot, entry))
-        self._core.loading.count_shown(shown)
-        self._lease = Lease(self._block_hashes, [one[0] for one in lent])
-        return self._lease
+        self._lent += lent
+        if self._lease is None:  # the loop's thread ended it meanwhile
+            take_back(lent)
+            return []
+        return [one[0] for one in lent]
 
     def _end(self) -> list[BlockHash]:
         entries, self._entries = self._entries, []
         if self._lease is not None:
             self._lease.end()
             self._lease = None
-        derived = take_back(self._lent)
+            self._core.leases.discard(self)
+        derived = take_back(self._lent) if self._lent else []
         for entry in self._shown:
             entry.shown -= 1
         self._shown = []
-        self._core.loading.leave(self._flights)
-        self._flights = {}
-        self._core.index.unpin(entries or ())
+        if self._flights:
+            self._core.loading.leave(self._flights)
+            self._flights = {}
+        if self._holder is None:
+            self._core.index.unpin(entries or ())
+        else:
+            self._holder.take_pins_back(self)
         return derived

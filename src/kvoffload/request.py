@@ -47,6 +47,7 @@ class RequestScope:
         self._retention = retention
         self._to_result = to_result
         self._pinned: list[BlockEntry] = []
+        self._leases: set[LeaseScope] = set()
         self._ahead: Sequence[Key] = ()
         self._entered = False
         self._ended = False
@@ -100,17 +101,19 @@ class RequestScope:
         return self
 
     async def _enter(self) -> None:
-        core = self._core
-        hit = core.index.prefix_hit(self._keys)
-        if self._wait_pending_s > 0 and hit < len(self._keys):
-            hit = await self._wait_for_pending(hit)
-        self._hit = self._next = hit
-        self._pin(self._keys[:hit])
+        core, index, keys = self._core, self._core.index, self._keys
+        entries = index.prefix(keys)
+        if len(entries) < len(keys):
+            if self._wait_pending_s > 0:
+                entries = await self._wait_for_pending(len(entries))
+            index.count("misses", keys[len(entries) :])
+            keys = keys[: len(entries)]
+        index.pin(entries)
+        self._pinned += entries
+        self._hit = self._next = len(entries)
         if core.read_ahead is not None:
-            self._ahead = core.read_ahead(self._keys[:hit])
-        index = core.index
-        index.count("hits", self._keys[:hit])
-        index.count("misses", self._keys[hit:])
+            self._ahead = core.read_ahead(keys)
+        index.count("hits", keys)
 
     async def __aexit__(
         self,
@@ -185,7 +188,7 @@ class RequestScope:
             self._keys[:count],
             self._block_hashes[:count],
             timeout_s,
-            count_use=False,
+            self,
         )
 
     async def store(self, payloads: Sequence[Buffer]) -> StoreResult:
@@ -242,6 +245,20 @@ class RequestScope:
         )
         return await self._stored(keys, storing)
 
+    # The leases of its blocks
+
+    def lend_pins(self, lease: LeaseScope, entries: list[BlockEntry]) -> bool:
+        """Let a lease rely on the pins of the request; see `PinHolder`."""
+        # One that turned out to be damaged may have been stored anew, and is another entry then.
+        if entries != self._pinned[: len(entries)]:
+            return False
+        self._leases.add(lease)
+        return True
+
+    def take_pins_back(self, lease: LeaseScope) -> None:
+        """Note that a lease ended; see `PinHolder`."""
+        self._leases.discard(lease)
+
     # Inside
 
     async def _stored(
@@ -264,7 +281,9 @@ class RequestScope:
         if self._ended:
             self._end()
         else:
-            self._pin([key for key in keys if key in core.index.ready])
+            added = [entry for entry in map(core.index.ready.get, keys) if entry is not None]
+            core.index.pin(added)
+            self._pinned += added
         return self._to_result(outcome)
 
     def _check(self) -> None:
@@ -278,14 +297,12 @@ class RequestScope:
             self._core.index.use(keys, self._retention)
         finally:  # a policy of the user's may raise
             pinned, self._pinned = self._pinned, []
+            for lease in self._leases:  # they outlive the request
+                lease.pin()
+            self._leases.clear()
             self._core.index.unpin(pinned)
         if self._retention is not None and self._retention.is_over:
             self._core.forget_soon(keys)
-
-    def _pin(self, keys: Sequence[Key]) -> None:
-        entries = [self._core.index.ready[key] for key in keys]
-        self._core.index.pin(entries)
-        self._pinned += entries
 
     def _rejected(self, keys: Sequence[Key], reason: RejectReason) -> Outcome:
         index = self._core.index
@@ -294,7 +311,7 @@ class RequestScope:
         index.count("rejected", list(rejected))
         return Outcome(present=present, rejected=rejected)
 
-    async def _wait_for_pending(self, hit: int) -> int:
+    async def _wait_for_pending(self, hit: int) -> list[BlockEntry]:
         """Wait while the first block that is missing is one that another caller is storing."""
         index = self._core.index
         with anyio.move_on_after(self._wait_pending_s):
@@ -302,4 +319,4 @@ class RequestScope:
                 await index.changed.wait()
                 hit = index.prefix_hit(self._keys)
         self._core.check()
-        return index.prefix_hit(self._keys)
+        return index.prefix(self._keys)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import AbstractAsyncContextManager
 from dataclasses import dataclass, field
 from enum import Enum
@@ -379,30 +379,55 @@ class Lease(Sequence[memoryview]):
 
     Zero-copy where a payload lies in memory. Afterwards every view raises `ValueError` on use, and
     the lease is empty.
+
+    Args:
+        block_hashes: The blocks.
+        views: Their views, or what makes all of them: called once, on the first access to any, for
+            a revocable view costs more than a pin, and not every lease is looked at.
     """
 
-    __slots__ = ("_views", "block_hashes")
+    __slots__ = ("_make_views", "_views", "block_hashes")
 
-    def __init__(self, block_hashes: Sequence[BlockHash], views: list[memoryview]) -> None:
+    def __init__(
+        self,
+        block_hashes: Sequence[BlockHash],
+        views: list[memoryview] | Callable[[], list[memoryview]],
+    ) -> None:
         self.block_hashes = tuple(block_hashes)
-        self._views = views
+        self._views: list[memoryview] | None = None
+        self._make_views: Callable[[], list[memoryview]] | None = None
+        if callable(views):
+            self._make_views = views
+        else:
+            self._views = views
 
     @overload
     def __getitem__(self, index: int) -> memoryview: ...
     @overload
     def __getitem__(self, index: slice) -> list[memoryview]: ...
     def __getitem__(self, index: int | slice) -> memoryview | list[memoryview]:
-        return self._views[index]
+        return (self._made() if self._views is None else self._views)[index]
+
+    def __iter__(self) -> Iterator[memoryview]:
+        return iter(self._made())
 
     def __len__(self) -> int:
-        return len(self._views)
+        return len(self.block_hashes if self._views is None else self._views)
 
     def end(self) -> None:
         """Let go of the views; the manager does this when the scope is left."""
         self._views = []
+        self._make_views = None
 
     def __repr__(self) -> str:
         return f"<Lease of {len(self)} blocks>"
+
+    def _made(self) -> list[memoryview]:
+        make_views = self._make_views
+        if self._views is None and make_views is not None:
+            self._views = make_views()
+            self._make_views = None
+        return self._views or []
 
 
 class Request(Protocol):

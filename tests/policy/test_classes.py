@@ -91,9 +91,8 @@ def test_a_caller_is_believed_before_anything_is_learned_of_it() -> None:
     rng = random.Random(4)
     epochs: list[int] = []
     for now in range(800):
-        if now >= 20 and rng.random() < 0.3:
-            law.note_return(0, epochs[now - 20], 19, 10)
-        law.note_use(0, 10)
+        returns = now >= 20 and rng.random() < 0.3
+        law.note_use(0, 10, (0, epochs[now - 20], 19) if returns else None)
         epochs.append(law.epoch)
         law.end_request()
     unlikely, likely = (classes.first_of(Retention(each)) for each in (0.1, 0.9))

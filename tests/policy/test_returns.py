@@ -55,9 +55,10 @@ def run(law: ReturnLaw, share: dict[int, float], gap: int, requests: int) -> Non
     epochs: list[int] = []
     for now in range(requests):
         for use_class, chance in share.items():
-            if now >= gap and rng.random() < chance:
-                law.note_return(use_class, epochs[now - gap], gap - 1, 10)
-            law.note_use(use_class, 10)
+            returns = now >= gap and rng.random() < chance
+            law.note_use(
+                use_class, 10, (use_class, epochs[now - gap], gap - 1) if returns else None
+            )
         epochs.append(law.epoch)
         law.end_request()
 
@@ -98,3 +99,31 @@ def test_what_it_keeps_is_bounded() -> None:
     law = law_of(1)
     run(law, {0: 0.5}, gap=5, requests=AGE_EDGES[-1] + 4000)
     assert len(law._cohorts) <= AGE_EDGES[-1] // returns.EPOCH_REQUESTS + 2
+
+
+@pytest.mark.parametrize("asked_every", [1, 7, 64, 1000])
+def test_worth_does_not_depend_on_when_it_is_asked(asked_every: int) -> None:
+    """It is found when it is first asked for, from what the last lesson knew."""
+    rng = random.Random(3)
+    law, other = law_of(3, 2), law_of(3, 2)
+    epochs: list[int] = []
+    for now in range(700):
+        for use_class in range(5):
+            gap = rng.choice((1, 9, 40))
+            past = (use_class, epochs[now - gap], gap - 1) if gap <= now else None
+            blocks = rng.randrange(1, 4)
+            for each in (law, other):
+                each.note_use(use_class, blocks, past)
+        epochs.append(law.epoch)
+        if now == 300:
+            new = law.add_groups(1, 2, 0.5)
+            assert new == other.add_groups(1, 2, 0.5)
+            assert law.worth(new, 0) == other.worth(new, 0)
+        assert law.end_request() == other.end_request()
+        law.worth(0, 0)
+        if now % asked_every == 0:
+            assert other.share(4, 0) == law.share(4, 0)
+    for use_class in range(law.num_classes):
+        for step in range(len(WORTH_AGES)):
+            assert law.worth(use_class, step) == other.worth(use_class, step)
+            assert law.share(use_class, step) == other.share(use_class, step)

@@ -179,3 +179,20 @@ def test_batches_that_are_no_chains(seed: int) -> None:
         if number % 5 == 0:
             offered = policy.victims(0, 99, ())
             assert sorted(offered, key=str) == sorted(range(60), key=str)
+
+
+def test_a_chain_that_was_stepped_over_is_offered_again() -> None:
+    """Also right after its use, when there is mostly nothing to offer."""
+    policy = WeightedPolicy()
+    policy.attach([6])
+    policy.insert(["a", "b", "c"], 0)
+    policy.insert(["x", "y"], 0)
+    for _ in range(2):
+        policy.use(["x", "y"])
+        policy.use(["a", "b", "c"])
+        policy.unpinned(["a", "b", "c"])  # none was stepped over
+        assert policy.victims(0, 5, ()) == ["y", "x", "c", "b", "a"]
+        policy.use(["a", "b", "c"])
+        assert policy.victims(0, 5, {"a", "b", "c"}) == ["y", "x"]
+        policy.unpinned(["a", "b", "c"])
+        assert policy.victims(0, 5, ()) == ["y", "x", "c", "b", "a"]

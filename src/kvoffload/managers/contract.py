@@ -20,7 +20,7 @@ from ..clock import SystemClock
 from ..core import Core, CoreOptions, Outcome
 from ..errors import ConfigError
 from ..events import OffloadingEvent
-from ..keys import check_hashes, check_key_lengths
+from ..keys import check_chain, check_hashes, check_key_lengths
 from ..lease import LeaseScope
 from ..metrics import ManagerStats
 from ..named import Named
@@ -69,6 +69,7 @@ class Contract:
         self._core = core
         # None is the manager's own namespace, whose keys are the bare hashes.
         self._namespace = namespace
+        self._name_of_keys = core.namespace if namespace is None else namespace
         self._check = core.check
         self._sees_all = namespace is None
 
@@ -155,7 +156,7 @@ class Contract:
         if len(payloads) != len(hashes):
             raise ConfigError(f"{len(hashes)} block hashes, but {len(payloads)} payloads")
         data = check_payloads(payloads, core.block_bytes)
-        self._check_key_lengths(hashes)
+        check_key_lengths(hashes, self._name_of_keys)
         keys = self._keys(hashes)
         with core.observed("store", keys) if core.observers else UNOBSERVED:
             outcome = await core.store(keys, data)
@@ -181,7 +182,7 @@ class Contract:
         core = self._core
         core.check()
         hashes = check_hashes(block_hashes)
-        self._check_key_lengths(hashes)
+        check_key_lengths(hashes, self._name_of_keys)
         keys = self._keys(hashes)
         with core.observed("store", keys) if core.observers else UNOBSERVED:
             outcome = await store_groups(core, keys, groups)
@@ -206,7 +207,7 @@ class Contract:
         if timeout_s is not None:
             check_seconds("timeout_s", timeout_s)
         hashes = check_hashes(block_hashes)
-        return LeaseScope(self._core, self._keys(hashes), hashes, timeout_s, count_use=True)
+        return LeaseScope(self._core, self._keys(hashes), hashes, timeout_s)
 
     def request(
         self,
@@ -228,8 +229,7 @@ class Contract:
             ConfigError: `wait_pending_s` is negative or not finite, or `retention` is neither.
         """
         check_seconds("wait_pending_s", wait_pending_s)
-        hashes = check_hashes(block_hashes)
-        self._check_key_lengths(hashes)
+        hashes = check_chain(block_hashes, self._name_of_keys)
         return RequestScope(
             self._core,
             self._keys(hashes),
@@ -356,7 +356,7 @@ class Contract:
         hashes = check_hashes(block_hashes)
         if sizes is not None:
             check_sizes(sizes, len(hashes), core.block_bytes)
-        self._check_key_lengths(hashes)
+        check_key_lengths(hashes, self._name_of_keys)
         keys = self._keys(hashes)
         new = core.unknown(keys)
         if sizes is None:
@@ -437,10 +437,6 @@ class Contract:
         if namespace is None:
             return hashes
         return [(namespace, block_hash) for block_hash in hashes]
-
-    def _check_key_lengths(self, hashes: Sequence[BlockHash]) -> None:
-        namespace = self._namespace
-        check_key_lengths(hashes, self._core.namespace if namespace is None else namespace)
 
     def _to_hashes(self, keys: Iterable[Key]) -> list[BlockHash]:
         """Return the hashes of those keys that are of this namespace."""

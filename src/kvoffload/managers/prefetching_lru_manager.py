@@ -7,7 +7,7 @@ from typing import cast
 
 from ..checks import check_count
 from ..errors import ConfigError
-from ..keys import check_hashes
+from ..keys import check_chain, check_hashes
 from ..payloads import check_payloads
 from ..policy.lru import LRUPolicy
 from ..prefetch import Prefetcher
@@ -82,8 +82,7 @@ class PrefetchingLRUManager(Manager):
             ConfigError: A hash is too long.
         """
         self._core.check()
-        hashes = check_hashes(block_hashes)
-        self._check_key_lengths(hashes)
+        hashes = check_chain(block_hashes, self._name_of_keys)
         return len(self._prefetcher.hint(self._keys(hashes)))
 
     def cancel_prefetch(self, block_hashes: Sequence[BlockHash]) -> int:

@@ -102,6 +102,28 @@ class Loading:
         """The buffers that blocks are read into."""
         return self._transfer.staging
 
+    def show_hot(self, entries: Sequence[BlockEntry]) -> bool:
+        """Show blocks that all lie in a hottest tier in memory, as most do; else change nothing.
+
+        They stay where they are for as long as they are pinned.
+        """
+        hottest = self._index.levels[0]
+        if not hottest.tier.addressable:
+            return False
+        flights = self._flights
+        if flights and any(entry.key in flights for entry in entries):
+            return False
+        size = 0
+        for entry in entries:
+            if entry.level:
+                return False
+            size += entry.size
+        counters = hottest.counters
+        counters["hits"] += len(entries)
+        counters["blocks_read"] += len(entries)
+        counters["bytes_read"] += size
+        return True
+
     def is_instant(self, entries: Sequence[BlockEntry]) -> bool:
         """Whether all of them can be seen now; promotes at once what takes but a small copy."""
         levels = self._index.levels

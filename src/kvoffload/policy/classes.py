@@ -58,8 +58,10 @@ def class_of(first: int, uses: int, end: int, new_blocks: int) -> int:
         new_blocks: Blocks of its prompt that were new.
     """
     use_class = uses if uses <= 2 else 3 if uses <= 5 else 4
-    place = use_class * END_CLASSES + min(end, END_CLASSES - 1)
-    return first + place * SIZE_CLASSES + min(SIZE_CLASSES - 1, new_blocks.bit_length())
+    end_class = end if end < END_CLASSES else END_CLASSES - 1
+    magnitude = new_blocks.bit_length()
+    size_class = magnitude if magnitude < SIZE_CLASSES else SIZE_CLASSES - 1
+    return first + (use_class * END_CLASSES + end_class) * SIZE_CLASSES + size_class
 
 
 def _kind(retention: Retention) -> tuple[int, int]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from bisect import bisect_right
 from collections import deque
+from typing import TypeAlias
 
 import numpy as np
 from numpy.typing import NDArray
@@ -39,6 +40,11 @@ AGE_EDGES = _age_edges()
 """Where the bins of age begin, in requests since the last use."""
 NUM_BINS = len(AGE_EDGES)
 FIRST_SLOW_BIN = bisect_right(AGE_EDGES, EPOCH_REQUESTS - 1)
+_EPOCHS_BACK = [
+    (age_bin, -(AGE_EDGES[age_bin] // EPOCH_REQUESTS))
+    for age_bin in range(FIRST_SLOW_BIN, NUM_BINS)
+]
+"""Each slow bin, and where among the cohorts that one is that has come to it."""
 _BIN_REQUESTS = np.diff([*AGE_EDGES, 2 * AGE_EDGES[-1]]).astype(float)
 
 
@@ -67,6 +73,10 @@ def step_of(age: int) -> int:
     return bisect_right(WORTH_AGES, age) - 1
 
 
+Past: TypeAlias = tuple[int, int, int]
+"""Of blocks that are used again: their class until then, its epoch, their age in requests."""
+
+
 class ReturnLaw:
     """What share of each class of blocks returns at each age, and what waiting for it is worth.
 
@@ -93,12 +103,14 @@ class ReturnLaw:
         # shorter than an epoch, only the births are counted: who reached them follows.
         self._reused = np.zeros((0, NUM_BINS))
         self._reached = np.zeros((0, NUM_BINS))
-        # What came since the last lesson, by class and bin: few of them do.
-        self._newly_reused: dict[tuple[int, int], float] = {}
-        self._newly_reached: dict[tuple[int, int], float] = {}
+        # What came since the last lesson, by the place in there: few of them do.
+        self._newly_reused: dict[int, float] = {}
+        self._newly_reached: dict[int, float] = {}
         self._cohorts: deque[dict[int, float]] = deque([{}])  # of this epoch and those before
+        self._uses: list[tuple[int, int, Past | None]] = []  # that were noted in this epoch
         self._requests = 0
         self._worth: list[list[float]] = []
+        self._is_judged = True  # what follows from the counts is only found once it is asked for
         # Of each bin, the share that is used again from there on, by rows; and each class's row.
         self._returning = np.zeros((0, NUM_BINS))
         self._row_of = np.zeros(0, np.int64)
@@ -124,8 +136,7 @@ class ReturnLaw:
         self._reused = np.concatenate([self._reused, nothing])
         self._reached = np.concatenate([self._reached, nothing])
         self._worth += [[1.0] * len(WORTH_AGES)] * num_classes
-        if self.lessons:
-            self._judge()
+        self._is_judged = not self.lessons
         return first
 
     def worth(self, use_class: int, step: int) -> float:
@@ -133,32 +144,26 @@ class ReturnLaw:
 
         With a `frequency_weight` other than 1, its logarithm, weighted.
         """
+        if not self._is_judged:
+            self._judge()
         return self._worth[use_class][step]
 
     def share(self, use_class: int, step: int) -> float:
         """Return the share that is used again at all, from this step of age on; 0 to 1."""
         if not self.lessons:
             return 0.0
+        if not self._is_judged:
+            self._judge()
         lower, share = int(_STEPS_IN_BINS[0][step]), float(_STEPS_IN_BINS[1][step])
         row = self._returning[self._row_of[use_class]]
         return float(row[lower] * (1 - share) + row[min(lower + 1, NUM_BINS - 1)] * share)
 
-    def note_use(self, use_class: int, blocks: int) -> None:
-        """Note that so many blocks were used, and belong to this class from now on."""
-        cohort = self._cohorts[-1]
-        cohort[use_class] = cohort.get(use_class, 0.0) + blocks
-        place = (use_class, 0)
-        self._newly_reached[place] = self._newly_reached.get(place, 0.0) + blocks
+    def note_use(self, use_class: int, blocks: int, past: Past | None = None) -> None:
+        """Note that so many blocks were used, and belong to this class from now on.
 
-    def note_return(self, use_class: int, epoch: int, age: int, blocks: int) -> None:
-        """Note that blocks of a class were used again, at an age in requests."""
-        place = (use_class, bisect_right(AGE_EDGES, age) - 1)
-        self._newly_reused[place] = self._newly_reused.get(place, 0.0) + blocks
-        back = epoch - self.epoch - 1
-        if -len(self._cohorts) <= back:
-            cohort = self._cohorts[back]
-            left = cohort.get(use_class, 0.0) - blocks
-            cohort[use_class] = max(0.0, left)
+        With their `past`, unless it was their first use.
+        """
+        self._uses.append((use_class, blocks, past))
 
     def end_request(self) -> bool:
         """Count a request; return whether something was learned from it."""
@@ -171,16 +176,41 @@ class ReturnLaw:
         self._learn()
         return True
 
+    def _count(self) -> None:
+        """Count what was noted in this epoch.
+
+        Not at each request: many times in a row, the same steps take half as long.
+        """
+        cohorts, reached, reused = self._cohorts, self._newly_reached, self._newly_reused
+        born = cohorts[-1]
+        for use_class, blocks, _ in self._uses:
+            born[use_class] = born.get(use_class, 0.0) + blocks
+        for use_class, total in born.items():
+            place = use_class * NUM_BINS
+            reached[place] = reached.get(place, 0.0) + total
+        for _, blocks, past in self._uses:
+            if past is not None:
+                use_class, epoch, age = past
+                place = use_class * NUM_BINS + bisect_right(AGE_EDGES, age) - 1
+                reused[place] = reused.get(place, 0.0) + blocks
+                back = epoch - self.epoch - 1
+                if -len(cohorts) <= back:
+                    cohort = cohorts[back]
+                    left = cohort.pop(use_class, 0.0) - blocks
+                    if left > 0:
+                        cohort[use_class] = left
+        self._uses.clear()
+
     def _end_epoch(self) -> None:
         """Let all cohorts grow an epoch older."""
+        self._count()
         self.epoch += 1
         cohorts = self._cohorts
-        for age_bin in range(FIRST_SLOW_BIN, NUM_BINS):
-            back = -(AGE_EDGES[age_bin] // EPOCH_REQUESTS)
+        for age_bin, back in _EPOCHS_BACK:
             if back < -len(cohorts):
                 break
             for use_class, blocks in cohorts[back].items():
-                place = (use_class, age_bin)
+                place = use_class * NUM_BINS + age_bin
                 self._newly_reached[place] = self._newly_reached.get(place, 0.0) + blocks
         cohorts.append({})
         if len(cohorts) > AGE_EDGES[-1] // EPOCH_REQUESTS + 1:
@@ -193,22 +223,28 @@ class ReturnLaw:
         ):
             counts *= DECAY
             if new:
-                counts[tuple(np.array(list(new)).T)] += list(new.values())
+                counts.reshape(-1)[list(new)] += list(new.values())
                 new.clear()
         self.lessons += 1
-        self._judge()
+        self._is_judged = False
 
     def _judge(self) -> None:
         """Find what waiting is worth, from the counts."""
+        self._is_judged = True
         reused, reached = self._reused, self._reached.copy()
         for age_bin in range(1, FIRST_SLOW_BIN):
             reached[:, age_bin] = reached[:, age_bin - 1] - reused[:, age_bin - 1]
         np.maximum(reached, reused, out=reached)
-        everywhere = np.empty(NUM_BINS)
-        guess = np.array(FIRST_GUESS)
-        for age_bin in range(NUM_BINS):  # of an age that none has reached: like the one before
-            guess = _hazard(reused[:, age_bin].sum(), reached[:, age_bin].sum(), guess)
-            everywhere[age_bin] = guess
+        hazards_everywhere: list[float] = []
+        guess = FIRST_GUESS
+        for used, there in zip(
+            reused.sum(axis=0).tolist(), reached.sum(axis=0).tolist(), strict=True
+        ):
+            # Of an age that none has reached: like the one before. By hand, for to call NumPy on
+            # each number takes as long as all the rest.
+            guess = min((used + PRIOR_BLOCKS * guess) / (there + PRIOR_BLOCKS), MOST)
+            hazards_everywhere.append(guess)
+        everywhere = np.array(hazards_everywhere)
         groups = np.arange(len(self._likelihoods))
         members = (groups[:, None] == self._groups).astype(float)
         prior = np.array([_as_told(everywhere, likelihood) for likelihood in self._likelihoods])

@@ -64,7 +64,9 @@ class Run:
     @property
     def is_leaf(self) -> bool:
         """Whether no block that follows is at this level or above."""
-        return self.children is None or not any(self.children[: self.level + 1])
+        children, level = self.children, self.level
+        # Mostly what follows is at the same level.
+        return children is None or not (children[level] or (level and any(children[:level])))
 
 
 class RunQueue:

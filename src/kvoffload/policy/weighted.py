@@ -11,7 +11,7 @@ from ..errors import ConfigError
 from ..retention import Retention
 from ..types import Key
 from .classes import END_CLASSES, BlockClasses, class_of
-from .guard import Guard
+from .guard import Guard, LastUse
 from .lru import LRUPolicy
 from .offers import Offers
 from .returns import ReturnLaw, step_of
@@ -66,6 +66,8 @@ class WeightedPolicy:
         self._law = ReturnLaw(frequency_weight)
         self._classes = BlockClasses(self._law)
         self._selected: tuple[int, int, list[tuple[float, Run, int]]] | None = None
+        # The chain used last, while none of it was stepped over since: mostly, it is unpinned next.
+        self._offered: Sequence[Key] = ()
 
     def attach(self, capacities: Sequence[int]) -> None:
         """Serve a manager with these levels; see `EvictionPolicy`."""
@@ -149,38 +151,42 @@ class WeightedPolicy:
         table, law = self._table, self._law
         end = len(keys)
         runs = table.walk(keys, now, (end - 2, end - 1))
-        self._watch(runs)
-        new_blocks = sum(len(run.keys) for run in runs if not run.uses)
+        last_uses, hits, new_blocks = _last_uses(runs)
+        if self._guard.note_request(now, last_uses, hits):
+            self._forget_worth()
         first = self._first_class(retention)
+        note_use, epoch = law.note_use, law.epoch
         after = end
+        above: Run | None = None
         used: list[Run] = []
         for run in runs:
             blocks = len(run.keys)
             after -= blocks
-            if run.uses:
-                law.note_return(run.cell, run.epoch, now - run.last_use - 1, blocks)
+            past = (run.cell, run.epoch, now - run.last_use - 1) if run.uses else None
             run.uses += 1
-            run.cell = class_of(first, run.uses, after, new_blocks)
-            run.epoch = law.epoch
+            run.cell = cell = class_of(first, run.uses, after, new_blocks)
+            run.epoch = epoch
             run.last_use = now
             run.fresh = False
-            law.note_use(run.cell, blocks)
+            note_use(cell, blocks, past)
             if run.queue is not None:
                 run.queue.discard(run)
             if run.level == GHOST:
                 table.remember(run)
-            above = used[-1] if used else None
-            left = table.link(above, run)
-            if left is not None:
-                self._offer(left)
-            if above is not None and self._are_alike(above, run):
+            if run.parent is not above:
+                left = table.link(above, run)
+                if left is not None:
+                    self._offer(left)
+            if above is not None and above.cell == cell and _are_alike(above, run):
                 table.merge(above, run)
                 used[-1] = run
             else:
                 used.append(run)
+            above = run
         for run in used:
             if run.level != GHOST and run.is_leaf:
                 self._offers[run.level].push(run)
+        self._offered = keys
         if law.end_request():
             self._forget_worth()
 
@@ -201,6 +207,8 @@ class WeightedPolicy:
         """Offer these again."""
         if self._lru is not None:
             self._lru.unpinned(keys)
+            return
+        if keys == self._offered:
             return
         self._selected = None
         for run in dict.fromkeys(self._table.runs_of(keys)):
@@ -241,39 +249,6 @@ class WeightedPolicy:
             else:
                 offers.give_back(run)
 
-    def _watch(self, runs: Sequence[Run]) -> None:
-        """Compare what was hit with what LRU would have hit."""
-        guard, now = self._guard, self._now
-        asked = hits = lru_hits = 0
-        hitting = lru_hitting = True
-        held: dict[int, int] = {}
-        for run in runs:
-            blocks = len(run.keys)
-            asked += blocks
-            hitting = hitting and run.level != GHOST and not run.fresh
-            hits += blocks * hitting
-            if lru_hitting:
-                last = run.last_use
-                left = 0
-                if run.uses:
-                    left = held[last] if last in held else guard.held(last)
-                    held[last] = max(0, left - blocks)
-                lru_hits += min(blocks, left)
-                lru_hitting = left >= blocks
-        for run in runs:
-            guard.note_use(now, run.last_use if run.uses else None, len(run.keys))
-        if guard.judge(asked, hits, lru_hits):
-            self._forget_worth()
-
-    def _are_alike(self, upper: Run, lower: Run) -> bool:
-        """Tell whether two runs of the chain just used need no telling apart."""
-        return (
-            upper.cell == lower.cell
-            and upper.level == lower.level != GHOST
-            and upper.children is not None
-            and sum(upper.children) == 1
-        )
-
     def _worth_of_new(
         self, keys: Sequence[Key], chain: Sequence[Key], first: int
     ) -> list[tuple[float, int]]:
@@ -304,6 +279,7 @@ class WeightedPolicy:
             for_level, for_count, selected = self._selected
             if for_level == level and for_count >= count and _are_loose(selected, pinned):
                 return selected
+        self._offered = ()
         offers = self._offers[level]
         offers.look(self._now)
         found: list[tuple[float, Run, int]] = []
@@ -361,6 +337,36 @@ class WeightedPolicy:
     def _forget_worth(self) -> None:
         for offers in self._offers:
             offers.forget()
+
+
+def _last_uses(runs: Sequence[Run]) -> tuple[list[LastUse], int, int]:
+    """Return of a chain: when it was used last, its prefix hit, and how much of it is new."""
+    last_uses: list[LastUse] = []
+    hits = new_blocks = 0
+    hitting = True
+    for run in runs:
+        blocks = len(run.keys)
+        if run.level == GHOST or run.fresh:
+            hitting = False
+        if hitting:
+            hits += blocks
+        last_use = run.last_use if run.uses else None
+        if last_use is None:
+            new_blocks += blocks
+        if last_uses and last_uses[-1][0] == last_use:
+            last_uses[-1] = (last_use, last_uses[-1][1] + blocks)
+        else:
+            last_uses.append((last_use, blocks))
+    return last_uses, hits, new_blocks
+
+
+def _are_alike(upper: Run, lower: Run) -> bool:
+    """Tell whether two runs of one class, of the chain just used, need no telling apart."""
+    return (
+        upper.level == lower.level != GHOST
+        and upper.children is not None
+        and sum(upper.children) == 1
+    )
 
 
 def _are_loose(found: Sequence[tuple[float, Run, int]], pinned: Collection[Key]) -> bool:

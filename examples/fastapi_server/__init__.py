@@ -1,0 +1,1 @@
+"""A FastAPI application of one's own with a block cache in it."""
