@@ -87,6 +87,7 @@ class SessionStream:
         self._wake = anyio.Event()
         self._is_over = False
         self._put({"hello": hello})
+        self._tell_stats()
         events.on_put = self._wake_up
 
     def tell(self, block_hashes: Sequence[BlockHash]) -> dict[str, str]:
@@ -112,14 +113,18 @@ class SessionStream:
         """Yield the lines, until the session or the manager ends."""
         silent_s = 0.0
         while True:
-            self._take_events()
+            self._wake = anyio.Event()  # before looking, so that nothing comes in between
+            if self._take_events():
+                self._tell_stats()
             while self._lines:
-                yield self._lines.popleft()
+                # At once, for who reads them to see events and counters change together.
+                lines = b"".join(self._lines)
+                self._lines.clear()
+                yield lines
             if self._events.is_over:
                 self.end("the service is closing")
             if self._is_over and not self._lines:
                 return
-            self._wake = anyio.Event()
             with anyio.move_on_after(self._pause_s) as silence:
                 await self._wake.wait()
             if not silence.cancelled_caught:
@@ -134,11 +139,15 @@ class SessionStream:
                 self._put({"beat": True})
                 silent_s = 0.0
 
-    def _take_events(self) -> None:
-        if len(self._lines) < MOST_LINES:
-            for event in self._events.take():
-                self._note_missed(event.missed)
-                self._put({"event": event_to_json(event)})
+    def _take_events(self) -> bool:
+        """Tell the events that there are; say whether there were any."""
+        if len(self._lines) >= MOST_LINES:
+            return False
+        events = self._events.take()
+        for event in events:
+            self._note_missed(event.missed)
+            self._put({"event": event_to_json(event)})
+        return bool(events)
 
     def _look_again(self) -> bool:
         """Tell what changed without a call and without an event; say whether something did."""
