@@ -8,12 +8,11 @@ from typing import Any, Self
 
 import anyio
 import pytest
+from tests.client.hosting import Host, Hosted, MakeManager, ServedClock, SharedClock
 
 from kvoffload import AsyncLRUManager, DiskTier, MemoryTier
 from kvoffload.client import AsyncLRUClient
 from kvoffload.testing import FaultyTier, ManagerContract, ManualClock, NamespaceContract
-
-from tests.client.hosting import Host, Hosted, MakeManager, ServedClock, SharedClock
 
 
 class ServedClient(AsyncLRUClient):

@@ -237,8 +237,8 @@ class Room:
         self.mirror.begin()
         self.jobs.start(lambda _: self._follow(live))
         try:
-            if not await live.reached(0, self.http.timeout_s):
-                why = live.lost or "its first line did not come in time"
+            if not await live.reached(1, self.http.timeout_s):  # its hello, and the counters
+                why = live.lost or "its first lines did not come in time"
                 raise TierUnavailableError(
                     f"no stream of a session at {self.http.address.shown}: {why}", tier=TIER
                 )

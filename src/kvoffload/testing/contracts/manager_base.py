@@ -156,6 +156,14 @@ class ManagerSuite:
 
     # Checks
 
+    async def ask(self, kv: OffloadingManager, block_hashes: Sequence[BlockHash]) -> None:
+        """Let a manager that is elsewhere learn of blocks which nobody named since it was opened.
+
+        What `locate` tells without any I/O, it has to know.
+        """
+        if self.is_remote:
+            await kv.lookup(block_hashes)
+
     def states(self, kv: OffloadingManager, block_hashes: Sequence[BlockHash]) -> list[BlockState]:
         """Return what the manager knows of each block."""
         return [location.state for location in kv.locate(block_hashes)]

@@ -278,6 +278,7 @@ class LifecycleSuite(ManagerSuite):
         async with self.opened(durable_manager) as kv:
             hashes = await self.fill(kv, self.capacity)
         async with self.opened(self.new_manager(tmp_path, clock)) as kv:
+            await self.ask(kv, hashes)
             assert self.ready(kv, hashes) == hashes[-self.durable_blocks :]
             await self.check_bytes(kv, hashes[-self.durable_blocks :])
             assert await self.evict_one_by_one(kv) == hashes[-self.durable_blocks :]
@@ -293,6 +294,7 @@ class LifecycleSuite(ManagerSuite):
             assert len(gone) == 2
         for _ in range(2):
             async with self.opened(self.new_manager(tmp_path, clock)) as kv:
+                await self.ask(kv, hashes)
                 assert self.states(kv, gone) == [ABSENT, ABSENT]
                 assert self.ready(kv, hashes) == hashes[1:-1]
                 await self.check_bytes(kv, hashes[1:-1])

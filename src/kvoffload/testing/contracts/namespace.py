@@ -9,7 +9,7 @@ import pytest
 from ...errors import ConfigError
 from ...events import EventKind
 from ...types import OffloadingManager, StoreResult
-from ..clock import ManualClock
+from ..clock import ManualClock, eventually
 from ..payloads import payload_for
 from .manager_base import ABSENT, READY, ManagerSuite, chain
 
@@ -167,5 +167,5 @@ class NamespaceContract(ManagerSuite):
             await a.prepare_store(["c0"])
             clock.advance(self.reservation_ttl_s + 1)
             await self.settled(shared)
-            assert self.states(a, ["c0"]) == [ABSENT]
+            await eventually(lambda: self.states(a, ["c0"]) == [ABSENT])
             assert a.get_stats().expired == 1
