@@ -85,6 +85,58 @@ class CoreOptions:
     shares: Shares | None = None
 
 
+class OpenStore:
+    """Blocks whose bytes come straight into their slots.
+
+    Attributes:
+        views: Where the bytes of each block of the call go, in order.
+    """
+
+    def __init__(
+        self,
+        core: Core,
+        named: Named,
+        entries: Sequence[BlockEntry],
+        views: list[memoryview],
+        present: list[Key],
+        evicted: list[Key],
+    ) -> None:
+        self.views = views
+        self._core = core
+        self._named = named
+        self._entries = entries
+        self._present = present
+        self._evicted = evicted
+
+    def abort(self) -> None:
+        """Give the blocks up."""
+        self._close()
+        self._core.index.abort(self._entries)
+        self._named.release()
+
+    async def commit(self) -> Outcome:
+        """Publish the blocks, whose bytes have come."""
+        self._close()
+        core, evicted = self._core, self._evicted
+        try:
+            core.storing.commit_open(self._entries)
+            if core.options.writes_through:
+                self._named.hold()
+                await core.durability.write_through(self._entries, evicted)
+        finally:
+            self._named.release()
+        return Outcome(
+            stored=[entry.key for entry in self._entries],
+            present=self._present,
+            evicted=list(dict.fromkeys(evicted)),
+        )
+
+    def _close(self) -> None:
+        for view in self.views:
+            view.release()
+        self.views = []
+
+
 class Core:
     """One manager's parts; the managers are the contract on top of it."""
 
@@ -103,7 +155,7 @@ class Core:
         self.room = Room(
             self.index, cold_admission=options.cold_admission, watermarks=options.watermarks
         )
-        self._options = options
+        self.options = options
         self._staging = Staging(options.staging_bytes, self.block_bytes)
         self.leases: set[OpenLease] = set()
         """Those that are open; they outlive a close."""
@@ -133,7 +185,7 @@ class Core:
         self.jobs = await self.lifecycle.open()
         self.transfer = Transfer(self.index, self._staging, self.namespace)
         self.storing = Storing(
-            self.index, self.room, self.transfer, self.jobs, may_wait=self._options.may_wait
+            self.index, self.room, self.transfer, self.jobs, may_wait=self.options.may_wait
         )
         self.durability = Durability(self.index, self.room, self.transfer, self.jobs)
         self.loading = Loading(
@@ -142,10 +194,10 @@ class Core:
             self.transfer,
             self.storing,
             self.jobs,
-            promote_threshold=self._options.promote_threshold,
+            promote_threshold=self.options.promote_threshold,
         )
         self.two_phase = TwoPhase(
-            self.index, self.loading, self.clock, self._options.reservation_ttl_s
+            self.index, self.loading, self.clock, self.options.reservation_ttl_s
         )
         try:
             # In a job, for a cancelled open would leave its file behind.
@@ -225,7 +277,7 @@ class Core:
         named = Named(index, list(bytes_of), chain, retention)
         try:
             stored = await self.storing.store(new, [bytes_of[key] for key in new], named)
-            if self._options.writes_through:
+            if self.options.writes_through:
                 named.hold()  # those that were stored just now too
                 await self.durability.write_through(stored.stored, stored.evicted)
         finally:
@@ -237,6 +289,43 @@ class Core:
         # One may leave, be stored by another call, and leave again.
         outcome.evicted = list(dict.fromkeys(stored.evicted))
         return outcome
+
+    def open_store(
+        self,
+        keys: Sequence[Key],
+        sizes: Sequence[int],
+        evicted: list[Key],
+        chain: Sequence[Key] = (),
+        retention: Retention | None = None,
+    ) -> OpenStore | None:
+        """Begin to store blocks whose bytes are yet to come, straight into their slots.
+
+        `None` where that takes more than free memory: use `store`, once the bytes have come. What
+        left to make room, in any case, is appended to `evicted`.
+        """
+        index = self.index
+        size_of = dict(zip(reversed(keys), reversed(sizes), strict=True))
+        new = self.unknown(keys)
+        present = [key for key in dict.fromkeys(keys) if index.state(key) is not ABSENT]
+        named = Named(index, list(size_of), chain, retention)
+        entries: list[BlockEntry] | None = None
+        try:
+            entries = self.storing.open_now(new, [size_of[key] for key in new], named, evicted)
+        finally:
+            if entries is None:
+                named.release()
+        if entries is None:
+            return None
+        waiting = {entry.key: entry for entry in entries}
+        views: list[memoryview] = []
+        for key, size in zip(keys, sizes, strict=True):
+            entry = waiting.pop(key, None)
+            if entry is None:  # present, or there twice: its bytes go nowhere
+                views.append(memoryview(bytearray(size)))
+            else:
+                tier = index.levels[entry.level].tier
+                views.append(tier.view(entry.slot, entry.size).data)
+        return OpenStore(self, named, entries, views, present, evicted)
 
     async def evict(self, keys: Sequence[Key]) -> list[BlockEntry]:
         """Remove blocks without a pin from every tier, for good; return what left.
@@ -324,7 +413,7 @@ class Core:
             entries = index.take_reserved(self.two_phase.not_late(keys))
             derived = self.two_phase.end_store(entries)
             index.publish(entries)
-            if self._options.writes_through:
+            if self.options.writes_through:
                 await self._write_through(entries)
             return derived
         entries = self.two_phase.reserved(keys)
@@ -459,7 +548,7 @@ class Core:
 
     async def _close(self, steps: Sequence[Callable[[], Awaitable[None]]]) -> None:
         final = [self._show_leases, self._close_tiers, self._stop]
-        await self.lifecycle.close(steps, final, self._options.close_timeout_s)
+        await self.lifecycle.close(steps, final, self.options.close_timeout_s)
 
     async def _drain(self) -> None:
         await self.jobs.drain()

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterable, Coroutine, Sequence
+from collections.abc import Coroutine, Sequence
 from contextlib import AbstractAsyncContextManager, ExitStack, nullcontext
 from types import TracebackType
 from typing import TYPE_CHECKING, Any
@@ -17,7 +17,7 @@ from .lease import LeaseScope
 from .movement.planning import plan_load
 from .payloads import check_payloads
 from .retention import Retention, as_retention
-from .streamed import store_groups
+from .streamed import Source, skip_source, store_from_source
 from .types import BlockHash, Buffer, Key, Lease, LoadPlan, RejectReason, StoreResult
 
 if TYPE_CHECKING:
@@ -215,33 +215,28 @@ class RequestScope:
             return self._to_result(self._rejected(keys, self._rejection))
         return await self._stored(keys, core.store(keys, data, self._keys, self._retention))
 
-    async def store_from(
-        self, num_blocks: int, groups: AsyncIterable[Sequence[Buffer]]
-    ) -> StoreResult:
-        """Store the next `num_blocks` of the chain, whose payloads arrive in groups.
+    async def store_from(self, sizes: Sequence[int], source: Source) -> StoreResult:
+        """Store the next blocks of the chain, whose payloads arrive little by little.
 
-        The buffers of a group are the caller's again when the next one is asked for. If the groups
-        end early or raise, or it is cancelled, the blocks of this call are not stored, and the next
-        call starts where this one did.
+        As `NamespaceView.store_from`. If the source raises, or it is cancelled, the blocks of this
+        call are not stored, and the next call starts where this one did.
 
         Raises:
-            ConfigError: More blocks than are left, more or fewer payloads than blocks, or one that
-                is too long.
-            TypeError: A payload is no buffer.
+            ConfigError: More sizes than blocks are left, or one that is too long.
+            TypeError: A size is no integer.
         """
         self._check()
         core = self._core
         core.check()
-        keys = self._keys[self._next : self._next + check_count("num_blocks", num_blocks, least=0)]
-        if num_blocks > len(keys):
-            raise ConfigError(f"{num_blocks} payloads, but only {len(keys)} blocks are left")
+        keys = self._keys[self._next : self._next + len(sizes)]
+        if len(sizes) > len(keys):
+            raise ConfigError(f"{len(sizes)} payloads, but only {len(keys)} blocks are left")
         if self._rejection is not None:
-            async for _ in groups:
-                pass
+            await skip_source(source, sizes)
             self._next += len(keys)
             return self._to_result(self._rejected(keys, self._rejection))
-        storing = store_groups(
-            core, keys, groups, chain=self._keys, retention=self._retention, is_chain=True
+        storing = store_from_source(
+            core, keys, sizes, source, chain=self._keys, retention=self._retention, is_chain=True
         )
         return await self._stored(keys, storing)
 

@@ -2,20 +2,39 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterable, Sequence
+from collections import deque
+from collections.abc import Iterator, Sequence
+from typing import Protocol
+
+import numpy as np
 
 from .core import Core, Outcome
-from .errors import ConfigError
 from .named import Named
-from .payloads import check_payloads
+from .payloads import check_sizes
 from .retention import Retention
-from .types import Buffer, Key, RejectReason
+from .types import Key, RejectReason
+
+GROUP_BYTES = 8 * 1024 * 1024
+"""Payload bytes that are stored at a time; no more are in memory beside the tiers."""
+SPARE_BUFFERS: deque[bytearray] = deque(maxlen=4)
+"""Buffers of groups that were used before: fresh memory is slower to touch than to copy to."""
 
 
-async def store_groups(
+class Source(Protocol):
+    """Where payloads come from."""
+
+    async def fill(self, views: Sequence[memoryview]) -> None:
+        """Fill each view with the next payload; the views are not to be kept."""
+
+    async def end(self) -> None:
+        """Make sure that there are no more."""
+
+
+async def store_from_source(
     core: Core,
     keys: Sequence[Key],
-    groups: AsyncIterable[Sequence[Buffer]],
+    sizes: Sequence[int],
+    source: Source,
     *,
     chain: Sequence[Key] = (),
     retention: Retention | None = None,
@@ -23,14 +42,14 @@ async def store_groups(
 ) -> Outcome:
     """Store blocks group by group, without counting a use: all of them, or none that are new.
 
-    The buffers of a group are the caller's again when the next group is asked for. If the groups
-    end early, raise, or the call is cancelled, what it stored leaves again, for good. Where the
+    If the source raises, or the call is cancelled, what it stored leaves again, for good. Where the
     keys are told to be a chain, a rejection ends it.
 
     Raises:
-        ConfigError: More or fewer payloads than keys, or one that is longer than a block.
-        TypeError: A payload is no buffer.
+        ConfigError: Not as many sizes as keys, or one that is negative or longer than a block.
+        TypeError: A size is no integer.
     """
+    check_sizes(sizes, len(keys), core.block_bytes)
     stored: dict[Key, None] = {}
     present: dict[Key, None] = {}
     rejected: dict[Key, RejectReason] = {}
@@ -38,19 +57,15 @@ async def store_groups(
     waited_s = 0.0
     ended: RejectReason | None = None
     named = Named(core.index, list(dict.fromkeys(keys)))
-    done = 0
     try:
         named.hold()
-        async for payloads in groups:
-            data = check_payloads(payloads, core.block_bytes)
-            part = keys[done : done + len(data)]
-            if len(part) < len(data):
-                raise ConfigError(f"more payloads than the {len(keys)} block hashes")
-            done += len(part)
+        for start, stop in _parts(sizes):
+            part = keys[start:stop]
             if ended is not None:
                 rejected |= dict.fromkeys(part, ended)
+                await _skip(source, sizes[start:stop])
                 continue
-            outcome = await core.store(part, data, chain, retention)
+            outcome = await _store_part(core, part, sizes[start:stop], source, chain, retention)
             stored |= dict.fromkeys(outcome.stored)
             present |= dict.fromkeys(outcome.present)
             rejected |= outcome.rejected
@@ -59,8 +74,7 @@ async def store_groups(
             named.hold()
             if is_chain and outcome.rejected:
                 ended = next(iter(outcome.rejected.values()))
-        if done < len(keys):
-            raise ConfigError(f"{len(keys)} block hashes, but {done} payloads")
+        await source.end()
     except BaseException:
         named.release()
         core.drop_soon(list(stored))
@@ -74,3 +88,76 @@ async def store_groups(
         evicted=list(evicted),
         waited_s=waited_s,
     )
+
+
+async def skip_source(source: Source, sizes: Sequence[int]) -> None:
+    """Take payloads that nobody wants."""
+    for start, stop in _parts(sizes):
+        await _skip(source, sizes[start:stop])
+    await source.end()
+
+
+async def _store_part(
+    core: Core,
+    keys: Sequence[Key],
+    sizes: Sequence[int],
+    source: Source,
+    chain: Sequence[Key],
+    retention: Retention | None,
+) -> Outcome:
+    """Store one group: straight into its slots where those are free memory, else by a buffer."""
+    evicted: list[Key] = []
+    opened = core.open_store(keys, sizes, evicted, chain, retention)
+    if opened is not None:
+        try:
+            await source.fill(opened.views)
+            core.check()
+        except BaseException:
+            opened.abort()
+            raise
+        return await opened.commit()
+    spare = _spare(sum(sizes))
+    views = _divide(spare, sizes)
+    await source.fill(views)
+    payloads = [np.frombuffer(view, np.uint8) for view in views]
+    outcome = await core.store(keys, payloads, chain, retention)
+    outcome.evicted = list(dict.fromkeys([*evicted, *outcome.evicted]))
+    SPARE_BUFFERS.append(spare)  # not after a failure: a copy from it may be under way still
+    return outcome
+
+
+async def _skip(source: Source, sizes: Sequence[int]) -> None:
+    buffer = bytearray(max(sizes, default=0))
+    for size in sizes:
+        await source.fill(_divide(buffer, [size]))
+
+
+def _divide(buffer: bytearray, sizes: Sequence[int]) -> list[memoryview]:
+    views: list[memoryview] = []
+    start = 0
+    whole = memoryview(buffer)
+    for size in sizes:
+        views.append(whole[start : start + size])
+        start += size
+    return views
+
+
+def _parts(sizes: Sequence[int]) -> Iterator[tuple[int, int]]:
+    """Divide payloads into groups of about `GROUP_BYTES`; yield where each starts and stops."""
+    start = total = 0
+    for number, size in enumerate(sizes):
+        if number > start and total + size > GROUP_BYTES:
+            yield start, number
+            start, total = number, 0
+        total += size
+    if start < len(sizes):
+        yield start, len(sizes)
+
+
+def _spare(size: int) -> bytearray:
+    """Return a buffer of at least this size."""
+    while SPARE_BUFFERS:
+        buffer = SPARE_BUFFERS.pop()
+        if len(buffer) >= size:
+            return buffer
+    return bytearray(max(size, GROUP_BYTES))

@@ -8,8 +8,7 @@ from collections.abc import Sequence
 import anyio
 import pytest
 
-from kvoffload import AsyncLRUManager, BlockHash, MemoryTier
-from kvoffload.service import batches
+from kvoffload import AsyncLRUManager, BlockHash, MemoryTier, streamed
 from kvoffload.service.limits import Limits
 from kvoffload.service.wire import BATCH, PREFIX, hashes_to_text, pack_header
 from kvoffload.testing import eventually
@@ -59,7 +58,7 @@ async def test_every_kind_of_hash_and_size_comes_back() -> None:
 
 
 async def test_a_batch_of_many_groups_is_one_store(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(batches, "GROUP_BYTES", 3 * 1000)
+    monkeypatch.setattr(streamed, "GROUP_BYTES", 3 * 1000)
     payloads = [os.urandom(size) for size in (1000, 1500, 600, 4000, 0, 1000, 999)]
     hashes = [f"h{number}" for number in range(len(payloads))]
     async with serving() as served:
@@ -75,7 +74,7 @@ async def test_a_batch_of_many_groups_is_one_store(monkeypatch: pytest.MonkeyPat
 async def test_a_client_that_vanishes_in_an_upload_leaves_nothing(
     sent: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(batches, "GROUP_BYTES", 1)  # so that some blocks were stored already
+    monkeypatch.setattr(streamed, "GROUP_BYTES", 1)  # so that some blocks were stored already
     body = batch(HASHES, PAYLOADS)
     async with serving() as served:
         stream = await served.raw(upload(body[:sent], len(body)))

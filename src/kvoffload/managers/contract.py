@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterable, AsyncIterator, Iterable, Sequence
+from collections.abc import AsyncIterator, Iterable, Sequence
 from contextlib import AbstractAsyncContextManager, nullcontext
 from types import TracebackType
 from typing import Self
@@ -29,7 +29,7 @@ from ..payloads import check_payloads, check_sizes
 from ..request import RequestScope
 from ..retention import Retention, as_retention
 from ..shares import Shares
-from ..streamed import store_groups
+from ..streamed import Source, store_from_source
 from ..twophase import Spec
 from ..types import (
     BlockHash,
@@ -164,20 +164,19 @@ class Contract:
         return self._to_result(outcome)
 
     async def store_from(
-        self, block_hashes: Sequence[BlockHash], groups: AsyncIterable[Sequence[Buffer]]
+        self, block_hashes: Sequence[BlockHash], sizes: Sequence[int], source: Source
     ) -> StoreResult:
-        """Store a chain whose payloads arrive in groups, head first; else as `store`.
+        """Store a chain whose payloads arrive little by little, head first; else as `store`.
 
-        So that not all of them have to be in memory beside the tiers: the buffers of a group are
-        the caller's again when the next one is asked for.
+        They are filled in straight into the slots, or where that takes more than free memory, into
+        a buffer for a group of them; never are all in memory beside the tiers.
 
-        If the groups end early or raise, or it is cancelled, none of the blocks stay that it
-        stored.
+        If the source raises, or it is cancelled, none of the blocks stay that it stored.
 
         Raises:
-            ConfigError: More or fewer payloads than hashes, one that is longer than a block, or a
-                hash that is too long.
-            TypeError: A hash is no `bytes`, `str` or `int`, or a payload no buffer.
+            ConfigError: Not as many sizes as hashes, one that is longer than a block, or a hash
+                that is too long.
+            TypeError: A hash is no `bytes`, `str` or `int`, or a size no integer.
         """
         core = self._core
         core.check()
@@ -185,7 +184,7 @@ class Contract:
         check_key_lengths(hashes, self._name_of_keys)
         keys = self._keys(hashes)
         with core.observed("store", keys) if core.observers else UNOBSERVED:
-            outcome = await store_groups(core, keys, groups)
+            outcome = await store_from_source(core, keys, sizes, source)
         core.index.use(list(dict.fromkeys(keys)))
         return self._to_result(outcome)
 

@@ -85,6 +85,43 @@ class Storing:
         await job.result()
         return outcome
 
+    def open_now(
+        self, keys: Sequence[Key], sizes: Sequence[int], named: Named, evicted: list[Key]
+    ) -> list[BlockEntry] | None:
+        """Reserve places for new blocks whose bytes are yet to come, if each is in free memory.
+
+        They are pending until `commit_open`, or until the index aborts them. `None` if one of them
+        needs a move, or a tier without addresses, or is not admitted: then none are reserved, but
+        what gave way to them, which is appended to `evicted`, has left.
+        """
+        levels = self._index.levels
+        if len(levels) > 1 and len(keys) > levels[0].slots.free + len(levels[0].copies):
+            return None
+        entries = self._index.reserve(keys, sizes, pins=1)
+        try:
+            plan = self._plan(entries, evicted, named)
+        except BaseException:
+            self._index.abort(entries)
+            raise
+        if plan.unplaced or not all(
+            grant.usable and levels[number].tier.addressable for _, number, grant in plan.granted
+        ):
+            for move in plan.moves:
+                self._room.finish_move(move, written=False)
+            for _, number, grant in plan.granted:
+                self._room.release(number, [grant])
+            self._index.abort(entries)
+            return None
+        self._take_granted(plan)
+        return entries
+
+    def commit_open(self, entries: Sequence[BlockEntry]) -> None:
+        """Publish blocks of `open_now` whose bytes have come."""
+        for level, group in self._index.by_level(entries):
+            size = sum([entry.size for entry in group])
+            self._transfer.count_written(level, len(group), size)
+        self._index.commit(entries)
+
     def reserve_now(self, keys: Sequence[Key], sizes: Sequence[int]) -> Stored | None:
         """Reserve slots of the hottest tier where that takes no I/O; `None` if it does."""
         level = self._index.levels[0]

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import AsyncIterator, Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractAsyncContextManager
 from typing import Any
 
 from fastapi import Request
+from starlette.requests import ClientDisconnect
 from starlette.responses import Response
 from starlette.types import Receive, Scope, Send
 
@@ -19,10 +20,9 @@ from .wire import BATCH, PREFIX, BatchHeader, WireError, header_bytes, pack_head
 
 log = logging.getLogger("kvoffload")
 
-GROUP_BYTES = 8 * 1024 * 1024
-"""Payload bytes that are received before they are stored."""
 PIECE_BYTES = 256 * 1024
 """Bytes copied and sent at a time; more would hold the event loop for too long."""
+NOTHING = memoryview(b"")
 
 
 class BatchReader:
@@ -35,9 +35,10 @@ class BatchReader:
     def __init__(self, request: Request, limits: Limits, block_bytes: int) -> None:
         if request.headers.get("content-type", "").partition(";")[0].strip() != BATCH:
             raise RefusedError(415, "WireError", f"this call takes a body of type {BATCH}")
-        self._chunks = request.stream()
+        self._receive = request.receive
+        self._is_over = False
         self._announced = request.headers.get("content-length")
-        self._rest = memoryview(b"")
+        self._rest = NOTHING
         self._limits = limits
         self._block_bytes = block_bytes
 
@@ -76,28 +77,10 @@ class BatchReader:
             )
         return header
 
-    async def groups(self, sizes: Sequence[int]) -> AsyncIterator[list[memoryview]]:
-        """Yield the payloads in groups, each in the buffer of the group before."""
-        buffer = memoryview(bytearray(min(sum(sizes), max(GROUP_BYTES, *sizes, 0))))
-        group: list[memoryview] = []
-        used = 0
-        for size in sizes:
-            if used + size > len(buffer):
-                yield group
-                group, used = [], 0
-            payload = buffer[used : used + size]
-            await self._fill(payload)
-            group.append(payload)
-            used += size
-        if group:
-            yield group
-        await self.end()
-
     async def fill(self, views: Sequence[memoryview]) -> None:
-        """Read payloads into these views, and the end of the body."""
+        """Read the next payload into each of these views."""
         for view in views:
             await self._fill(view)
-        await self.end()
 
     async def end(self) -> None:
         """Check that nothing follows.
@@ -106,25 +89,34 @@ class BatchReader:
             WireError: Something does.
         """
         while not self._rest:
-            chunk = await anext(self._chunks, None)
-            if chunk is None:
+            if not await self._more():
                 return
-            self._rest = memoryview(chunk)
         raise WireError("the body is longer than its header describes")
+
+    async def _more(self) -> bool:
+        """Receive some more; `False` if the body is over."""
+        if self._is_over:
+            return False
+        # Let go of what came before: its memory, still warm, is then used again for what comes.
+        self._rest = NOTHING
+        message = await self._receive()
+        if message["type"] == "http.disconnect":
+            raise ClientDisconnect
+        self._rest = memoryview(message.get("body", b""))
+        self._is_over = not message.get("more_body", False)
+        return True
 
     async def _fill(self, view: memoryview) -> None:
         filled, wanted = 0, len(view)
         while filled < wanted:
             if not self._rest:
-                chunk = await anext(self._chunks, None)
-                if chunk is None:
+                if not await self._more():
                     raise WireError("the body ended before what its header describes")
-                self._rest = memoryview(chunk)
                 continue
-            piece = self._rest[: wanted - filled]
-            view[filled : filled + len(piece)] = piece
-            filled += len(piece)
-            self._rest = self._rest[len(piece) :]
+            size = min(len(self._rest), wanted - filled)
+            view[filled : filled + size] = self._rest[:size]
+            filled += size
+            self._rest = self._rest[size:]
 
 
 def check_batch(count: int, limits: Limits) -> None:

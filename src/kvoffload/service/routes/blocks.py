@@ -81,7 +81,7 @@ async def store(caller: Writer, request: Request, response: Response) -> Stored:
     header = await batch.header()
     if len(header.block_hashes) != len(header.sizes):
         raise ConfigError(f"{len(header.sizes)} sizes, but no block_hashes")
-    result = await caller.view.store_from(header.block_hashes, batch.groups(header.sizes))
+    result = await caller.view.store_from(header.block_hashes, header.sizes, batch)
     caller.tell(response, header.block_hashes)
     return as_stored(result)
 

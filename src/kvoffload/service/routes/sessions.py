@@ -160,6 +160,7 @@ async def complete_store(caller: WritingMember, request: Request, response: Resp
             _place_of(mine.get(each), size) for each, size in zip(hashes, header.sizes, strict=True)
         ]
         await batch.fill(views)
+        await batch.end()
         is_whole = True
     finally:
         done = list(mine)
@@ -286,7 +287,7 @@ async def store_request(
     held = _session_of(caller).request(name)
     batch = BatchReader(request, caller.service.limits, caller.service.block_bytes)
     sizes = (await batch.header()).sizes
-    result = await held.scope.store_from(len(sizes), batch.groups(sizes))
+    result = await held.scope.store_from(sizes, batch)
     caller.tell(response, held.block_hashes)
     return as_stored(result)
 
