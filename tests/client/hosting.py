@@ -171,7 +171,7 @@ class Host:
 
         try:
             access = access or AccessControl(unprotected=True)
-            app = create_app(make, access=access, limits=limits)
+            app = create_app(make, access=access, limits=limits, dashboard=False)
             async with app.router.lifespan_context(app):
                 self._app = app
                 tell(opened, Hosted(made[0], app, leave), None)

@@ -7,6 +7,7 @@ import ssl
 from collections.abc import AsyncIterator, Iterator, Mapping, Sequence
 from contextlib import asynccontextmanager, contextmanager
 from dataclasses import dataclass
+from itertools import zip_longest
 from typing import Any
 
 import anyio.to_thread
@@ -14,9 +15,10 @@ import httpx
 
 from ..errors import TierTimeoutError, TierUnavailableError
 from ..service.wire import BATCH, CALL_HEADER, SEQUENCE_HEADER, pack_header
-from ..types import BlockHash, ByteArray
+from ..types import BlockHash, Buffer, ByteArray
 from .address import Address
 from .decoding import TIER, error_of
+from .transport import Transport
 
 PIECE_BYTES = 256 * 1024
 """Payload bytes that are handed on at a time; more would hold the event loop for too long."""
@@ -40,30 +42,42 @@ class BatchBody(httpx.AsyncByteStream):
 
     An iterator of its own and no generator, for whoever sends it may stop half-way, and a
     generator would then be closed by a task that nobody awaits.
+
+    Args:
+        block_hashes: The blocks.
+        payloads: Their payloads, checked.
+        given: The payloads as they were given; those that are `bytes` are sent without a copy.
     """
 
-    def __init__(self, block_hashes: Sequence[BlockHash], payloads: Sequence[ByteArray]) -> None:
+    def __init__(
+        self,
+        block_hashes: Sequence[BlockHash],
+        payloads: Sequence[ByteArray],
+        given: Sequence[Buffer] = (),
+    ) -> None:
         sizes = [payload.nbytes for payload in payloads]
         head = pack_header(block_hashes, sizes)
         self.size = len(head) + sum(sizes)
         self._head = head
         self._views = [payload.data for payload in payloads]
+        self._given = given
 
     def __aiter__(self) -> AsyncIterator[bytes]:
-        return BatchPieces(self._head, self._views)
+        return BatchPieces(self._head, self._views, self._given)
 
     def end(self) -> None:
         """Let go of the payloads, which are the caller's again."""
         for view in self._views:
             view.release()
         self._views = []
+        self._given = ()
 
 
 class BatchPieces(AsyncIterator[bytes]):
     """One pass over a batch."""
 
-    def __init__(self, head: bytes, views: Sequence[memoryview]) -> None:
-        self._pieces = self._cut(head, views)
+    def __init__(self, head: bytes, views: Sequence[memoryview], given: Sequence[Buffer]) -> None:
+        self._pieces = self._cut(head, views, given)
 
     async def __anext__(self) -> bytes:
         for piece in self._pieces:
@@ -71,9 +85,12 @@ class BatchPieces(AsyncIterator[bytes]):
         raise StopAsyncIteration
 
     @staticmethod
-    def _cut(head: bytes, views: Sequence[memoryview]) -> Iterator[bytes]:
+    def _cut(head: bytes, views: Sequence[memoryview], given: Sequence[Buffer]) -> Iterator[bytes]:
         yield head
-        for view in views:
+        for view, payload in zip_longest(views, given):
+            if type(payload) is bytes:
+                yield payload
+                continue
             for start in range(0, view.nbytes, PIECE_BYTES):
                 yield bytes(view[start : start + PIECE_BYTES])
 
@@ -132,26 +149,17 @@ class Http:
         self._headers = {"Host": self._url.netloc.decode("ascii")}
         if token is not None:
             self._headers["Authorization"] = f"Bearer {token}"
-        self._calls: httpx.AsyncHTTPTransport | None = None
-        self._streams: httpx.AsyncHTTPTransport | None = None
+        self._calls: Transport | None = None
+        self._streams: Transport | None = None
 
     async def open(self) -> None:
         """Get ready to connect."""
-        verify: ssl.SSLContext | bool = False  # of no use without TLS, and slow to make
-        if self.address.is_secure:
-            context = self._ssl_context
-            if context is None:  # reads the system's authorities from a file
-                context = await anyio.to_thread.run_sync(ssl.create_default_context)
-            verify = context
-
-        def transport(most: int | None, keep: int | None) -> httpx.AsyncHTTPTransport:
-            limits = httpx.Limits(
-                max_connections=most, max_keepalive_connections=keep, keepalive_expiry=KEEPALIVE_S
-            )
-            return httpx.AsyncHTTPTransport(verify=verify, limits=limits, uds=self.address.socket)
-
-        self._calls = transport(self._max_connections, self._max_connections)
-        self._streams = transport(None, 0)
+        context = self._ssl_context
+        if self.address.is_secure and context is None:  # reads the authorities from a file
+            context = await anyio.to_thread.run_sync(ssl.create_default_context)
+        socket, most = self.address.socket, self._max_connections
+        self._calls = Transport(context, socket, most, KEEPALIVE_S)
+        self._streams = Transport(context, socket, None, 0.0)
 
     async def close(self) -> None:
         """Close all connections."""
@@ -211,7 +219,7 @@ class Http:
 
     async def _send(
         self,
-        transport: httpx.AsyncHTTPTransport | None,
+        transport: Transport | None,
         out: Outgoing,
         params: Mapping[str, str],
         headers: Mapping[str, str],

@@ -174,7 +174,7 @@ class RemoteManager:
         data = check_payloads(payloads, self._buffers.block_bytes)
         if not hashes:
             return StoreResult()
-        out = Outgoing("POST", "/store", batch=BatchBody(hashes, data))
+        out = Outgoing("POST", "/store", batch=BatchBody(hashes, data, payloads))
         return result_from_json(await self._room.call(out))
 
     def load(

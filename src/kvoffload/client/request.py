@@ -208,7 +208,7 @@ class RemoteRequest:
                 told = self._retention
                 await self._room.call(self._change(), live)
                 self._told = told
-            out = Outgoing("POST", f"{self._path}/store", batch=BatchBody(hashes, data))
+            out = Outgoing("POST", f"{self._path}/store", batch=BatchBody(hashes, data, payloads))
             result = result_from_json(await self._room.call(out, live))
         except SessionLostError as exc:
             raise ClosedError(f"the request ended with its session: {exc}") from exc
