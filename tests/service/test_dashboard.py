@@ -17,7 +17,7 @@ from tests.service.browser import Dashboard, Shown, chromium
 from tests.service.in_thread import ServiceInThread, until
 
 from kvoffload.service.access import AccessControl, Right, Token
-from kvoffload.service.dashboard import load_page
+from kvoffload.service.app import PAGE
 
 HOSTILE = "<img src=x onerror=alert(1)>"
 TURNING = "a\u202eb\x00\u200b"
@@ -483,7 +483,7 @@ def test_it_polls_once_a_second_however_often_it_is_looked_at(cold: str, browser
 
 
 def test_the_page_allows_itself_and_nothing_else() -> None:
-    page = load_page()
+    page = PAGE
     policy = dict(
         each.split(" ", 1) for each in page.headers["Content-Security-Policy"].split("; ")
     )
@@ -496,7 +496,7 @@ def test_the_page_allows_itself_and_nothing_else() -> None:
 
 
 def test_the_page_makes_no_markup_of_text_and_names_no_other_host() -> None:
-    html = load_page().html.decode()
+    html = PAGE.html.decode()
     for word in ("innerHTML", "outerHTML", "insertAdjacentHTML", "document.write", "eval("):
         assert word not in html
     found = set(re.findall(r"\w+://[\w.]+", html))
