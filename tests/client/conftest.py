@@ -15,3 +15,9 @@ def host() -> Iterator[Host]:
     # pytest's own directories have names that are too long for a socket.
     with TemporaryDirectory(prefix="kvo") as directory, hosting(Path(directory)) as running:
         yield running
+
+
+@pytest.fixture
+def socket_path() -> Iterator[Path]:
+    with TemporaryDirectory(prefix="kvo") as directory:
+        yield Path(directory) / "service.sock"

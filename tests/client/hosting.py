@@ -15,11 +15,10 @@ import anyio
 import uvicorn
 import uvloop
 from fastapi import FastAPI
-from starlette.types import Receive, Scope, Send
 
 from kvoffload import AsyncLRUManager
 from kvoffload.service.access import AccessControl
-from kvoffload.service.app import create_app
+from kvoffload.service.app import create_router, lifespan_of
 from kvoffload.service.limits import Limits
 from kvoffload.testing import ManualClock
 
@@ -81,13 +80,15 @@ class Host:
     def __init__(self, directory: Path) -> None:
         self.path = directory / "service.sock"
         self.loop: asyncio.AbstractEventLoop
-        self._app: FastAPI | None = None
+        # One for all managers: making its routes takes longer than most tests.
+        self.app = FastAPI()
+        self.app.include_router(create_router())
         self._sockets = [socket.socket(), socket.socket(socket.AF_UNIX)]
         self._sockets[0].bind(("127.0.0.1", 0))
         self._sockets[1].bind(str(self.path))
         self.port: int = self._sockets[0].getsockname()[1]
         config = uvicorn.Config(
-            self._serve, interface="asgi3", lifespan="off", log_config=None, ws="none"
+            self.app, interface="asgi3", lifespan="off", log_config=None, ws="none"
         )
         self._server = uvicorn.Server(config)
         self._ready = threading.Event()
@@ -171,21 +172,14 @@ class Host:
 
         try:
             access = access or AccessControl(unprotected=True)
-            app = create_app(make, access=access, limits=limits, dashboard=False)
-            async with app.router.lifespan_context(app):
-                self._app = app
-                tell(opened, Hosted(made[0], app, leave), None)
+            async with lifespan_of(make, access, limits or Limits())(self.app):
+                tell(opened, Hosted(made[0], self.app, leave), None)
                 await leaving.wait()
-                self._app = None
         except Exception as exc:  # noqa: BLE001  # the test gets it
             tell(opened, None, exc)
             tell(left, None, exc)
         else:
             tell(left, None, None)
-
-    async def _serve(self, scope: Scope, receive: Receive, send: Send) -> None:
-        assert self._app is not None, "nothing is hosted"
-        await self._app(scope, receive, send)
 
     def _run(self) -> None:
         with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:

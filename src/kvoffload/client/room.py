@@ -44,6 +44,10 @@ CLEAN_UP_S = 5.0
 """Seconds that giving something back to the service may take; its session's end does the rest."""
 
 
+LAST_LINES_S = 1.0
+"""Seconds that the end of a stream is waited for, once its session has ended."""
+
+
 class Live:
     """A session, from its first line to its loss.
 
@@ -210,7 +214,7 @@ class Room:
             except (OffloadError, SessionLostError) as exc:
                 log.debug("ending a session: %s", exc)
             else:
-                await live.over(CLEAN_UP_S)
+                await live.over(LAST_LINES_S)
             self._lost(live, CLOSED)
         self.mirror.renew_events()
 
