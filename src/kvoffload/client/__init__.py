@@ -15,7 +15,7 @@ except ModuleNotFoundError as exc:
         "kvoffload.client needs httpx: pip install 'kvoffload[client]'", name="httpx"
     ) from exc
 
-from .manager import AsyncLRUClient as AsyncLRUClient
-from .manager import NamespaceClient as NamespaceClient
+from .client import AsyncLRUClient as AsyncLRUClient
+from .client import NamespaceClient as NamespaceClient
 
 __all__ = ("AsyncLRUClient", "NamespaceClient")

@@ -17,7 +17,8 @@ from ..types import BlockHash, ByteArray
 from ..views import Lent, Staging, lend
 from .decoding import TIER
 from .http import Outgoing, chunks_of
-from .room import Live, Room
+from .live import Live
+from .room import Room
 
 
 class Buffers:

@@ -11,7 +11,8 @@ from ..views import Lent, take_back, warn_derived
 from .buffers import Buffers, Fetched, fetch
 from .decoding import TIER, SessionLostError
 from .http import Outgoing
-from .room import Live, Room
+from .live import Live
+from .room import Room
 
 
 class RemoteLease:

@@ -16,8 +16,9 @@ from .buffers import Buffers
 from .decoding import SessionLostError, result_from_json, retention_to_json
 from .http import BatchBody, Outgoing, read_json
 from .lease import RemoteLease
+from .live import Live
 from .planning import plan_load
-from .room import Live, Room
+from .room import Room
 
 
 class RemoteRequest:

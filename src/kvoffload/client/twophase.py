@@ -19,7 +19,8 @@ from .buffers import Buffers, fetch, in_buffer
 from .decoding import SessionLostError
 from .http import BatchBody, Outgoing, read_json
 from .lease import unavailable
-from .room import Live, Room
+from .live import Live
+from .room import Room
 
 log = logging.getLogger("kvoffload")
 
