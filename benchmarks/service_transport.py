@@ -151,8 +151,6 @@ async def measure(sockets: dict[str, str], rounds: int) -> dict[str, dict[str, f
             note("kvoffload down", await rate(load))
         async with kv.load(hashes) as lease:
             assert all(view == given for view, given in zip(lease, payloads, strict=True))
-    if os.environ.get("VERBOSE"):
-        print({name: round(median(each[1:]) / 1e9, 2) for name, each in rates.items()})
     middle = {name: median(each[1:]) for name, each in rates.items()}
     return {
         direction: {
