@@ -99,14 +99,12 @@ class OpenStore:
         entries: Sequence[BlockEntry],
         views: list[memoryview],
         present: list[Key],
-        evicted: list[Key],
     ) -> None:
         self.views = views
         self._core = core
         self._named = named
         self._entries = entries
         self._present = present
-        self._evicted = evicted
 
     def abort(self) -> None:
         """Give the blocks up."""
@@ -117,12 +115,17 @@ class OpenStore:
     async def commit(self) -> Outcome:
         """Publish the blocks, whose bytes have come."""
         self._close()
-        core, evicted = self._core, self._evicted
+        core = self._core
+        evicted: list[Key] = []
         try:
             core.storing.commit_open(self._entries)
             if core.options.writes_through:
                 self._named.hold()
                 await core.durability.write_through(self._entries, evicted)
+        except BaseException:
+            self._named.release()
+            core.drop_soon([entry.key for entry in self._entries])
+            raise
         finally:
             self._named.release()
         return Outcome(
@@ -294,14 +297,12 @@ class Core:
         self,
         keys: Sequence[Key],
         sizes: Sequence[int],
-        evicted: list[Key],
         chain: Sequence[Key] = (),
         retention: Retention | None = None,
     ) -> OpenStore | None:
         """Begin to store blocks whose bytes are yet to come, straight into their slots.
 
-        `None` where that takes more than free memory: use `store`, once the bytes have come. What
-        left to make room, in any case, is appended to `evicted`.
+        `None` where that takes more than free memory: use `store`, once the bytes have come.
         """
         index = self.index
         size_of = dict(zip(reversed(keys), reversed(sizes), strict=True))
@@ -310,7 +311,7 @@ class Core:
         named = Named(index, list(size_of), chain, retention)
         entries: list[BlockEntry] | None = None
         try:
-            entries = self.storing.open_now(new, [size_of[key] for key in new], named, evicted)
+            entries = self.storing.open_now(new, [size_of[key] for key in new], named)
         finally:
             if entries is None:
                 named.release()
@@ -325,7 +326,7 @@ class Core:
             else:
                 tier = index.levels[entry.level].tier
                 views.append(tier.view(entry.slot, entry.size).data)
-        return OpenStore(self, named, entries, views, present, evicted)
+        return OpenStore(self, named, entries, views, present)
 
     async def evict(self, keys: Sequence[Key]) -> list[BlockEntry]:
         """Remove blocks without a pin from every tier, for good; return what left.
@@ -457,8 +458,11 @@ class Core:
         mine = {
             level.tier.name: level.stats_of(namespace, index.counters) for level in index.levels
         }
-        pending = sum(entry.namespace == namespace for entry in index.pending.values())
-        pinned = sum(index.ready[key].namespace == namespace for key in index.pinned)
+        if namespace is None:
+            pending = len(index.pending) - index.pending_of.total()
+            pinned = len(index.pinned) - index.pinned_of.total()
+        else:
+            pending, pinned = index.pending_of[namespace], index.pinned_of[namespace]
         counters = index.counters.get(namespace) or new_counters()
         return ManagerStats(**counters, pending=pending, pinned=pinned, tiers=mine)
 

@@ -7,6 +7,7 @@ decided, so that no other task can decide against it.
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable, Collection, Iterable, Sequence
 from itertools import repeat
 from operator import attrgetter
@@ -59,6 +60,10 @@ class Index:
         self.pending: dict[Key, BlockEntry] = {}
         self.pinned: set[Key] = set()
         """Ready blocks with a pin; they are nobody's victims."""
+        self.pinned_of: Counter[str] = Counter()
+        """How many of them are of each namespace but the manager's own."""
+        self.pending_of: Counter[str] = Counter()
+        """How many pending blocks are."""
         self.counters: dict[str | None, dict[str, int]] = {None: new_counters()}
         """Fields of `ManagerStats` by namespace; `None` is the manager's own."""
         self.strangers = new_counters()
@@ -110,12 +115,15 @@ class Index:
 
     def pin(self, entries: Iterable[BlockEntry]) -> None:
         """Protect ready blocks against eviction; counted."""
-        pinned = self.pinned
+        pinned, namespaced = self.pinned, self.namespaced
         levels = self.levels
         for entry in entries:
             if not entry.pin_count:
-                pinned.add(entry.key)
+                key = entry.key
+                pinned.add(key)
                 levels[entry.level].stuck += 1
+                if namespaced and type(key) is tuple:
+                    self.pinned_of[key[0]] += 1
             entry.pin_count += 1
 
     def unpin(self, entries: Iterable[BlockEntry]) -> None:
@@ -125,9 +133,12 @@ class Index:
             entry.pin_count -= 1
             if not entry.pin_count:
                 if entry.state is READY:
-                    self.pinned.discard(entry.key)
+                    key = entry.key
+                    self.pinned.discard(key)
                     self.levels[entry.level].stuck -= 1
-                    released.append(entry.key)
+                    if type(key) is tuple:
+                        self.pinned_of[key[0]] -= 1
+                    released.append(key)
                 else:
                     self._give_slots_back(entry)
         if released:
@@ -207,6 +218,7 @@ class Index:
             entry.follower = None
             append(entry)
         self.pending.update(zip(keys, entries, strict=True))
+        self._count_pending(entries, 1)
         if self.shares is not None:
             self.shares.add(entries)
         return entries
@@ -219,6 +231,7 @@ class Index:
             written = [entry for entry in found if entry.pin_count]
             self.pending.update((entry.key, entry) for entry in written)
             found = [entry for entry in found if not entry.pin_count]
+        self._count_pending(found, -1)
         return found
 
     def commit(self, entries: Sequence[BlockEntry]) -> None:
@@ -226,6 +239,7 @@ class Index:
         for entry in entries:
             del self.pending[entry.key]
             entry.pin_count = 0
+        self._count_pending(entries, -1)
         self.publish(entries)
 
     def publish(self, entries: Sequence[BlockEntry]) -> None:
@@ -252,6 +266,7 @@ class Index:
             entry.pin_count = 0
             if entry.slot >= 0:
                 self.levels[entry.level].slots.give_back([entry.slot])
+        self._count_pending(entries, -1)
         if self.shares is not None:
             self.shares.drop(entries)
         self.changed.fire()
@@ -280,6 +295,7 @@ class Index:
             del self.pending[entry.key]
             entry.slot, entry.level, entry.state = latest[entry.key][0], level.number, READY
             self.ready[entry.key] = entry
+        self._count_pending(entries, -1)
         if self.shares is not None:
             # Their policies are compared by the time: so that it tells the order they came in.
             for age, entry in enumerate(reversed(entries)):
@@ -379,6 +395,8 @@ class Index:
             wanted = count - len(found)
             if wanted <= 0:
                 break
+            if not (everywhere or level.has_any(namespace)):
+                continue
             alone = None
             if self.shares is not None and not everywhere:
                 alone = self.shares.policy.alone(namespace)
@@ -415,6 +433,8 @@ class Index:
         self._give_copies_back(entry)
         self.prefetched.discard(entry.key)
         self.pinned.discard(entry.key)
+        if isinstance(entry.key, tuple):
+            self.pinned_of[entry.key[0]] -= 1
         level.stuck -= 1
         del self.ready[entry.key]
         entry.state = ABSENT
@@ -466,6 +486,8 @@ class Index:
 
     def check_invariants(self) -> None:
         """Raise `AssertionError` where the books do not balance; for tests and debugging."""
+        for counted, keys in ((self.pinned_of, self.pinned), (self.pending_of, self.pending)):
+            assert +counted == Counter(key[0] for key in keys if isinstance(key, tuple))
         seen: dict[int, set[int]] = {level.number: set() for level in self.levels}
 
         def claim(number: int, slot: int) -> None:
@@ -513,6 +535,12 @@ class Index:
         return [(self.levels[number], group) for number, group in groups.items()]
 
     # Inside
+
+    def _count_pending(self, entries: Iterable[BlockEntry], by: int) -> None:
+        if self.namespaced:
+            for entry in entries:
+                if isinstance(entry.key, tuple):
+                    self.pending_of[entry.key[0]] += by
 
     def _arrive(self, level: Level, entries: Sequence[BlockEntry]) -> None:
         level.blocks += len(entries)

@@ -95,6 +95,10 @@ class Level:
             )
         return room
 
+    def has_any(self, namespace: str | None) -> bool:
+        """Whether a namespace has blocks at home here; `True` where that is not known at once."""
+        return namespace is None or self.usage.get(namespace, (0, 0))[0] > 0
+
     def keep_copy(self, entry: BlockEntry) -> None:
         """Note a clean copy, the newest."""
         self.copies[entry.key] = entry

@@ -35,6 +35,11 @@ class Sharing:
             left += sum(entry.size for entry in self._coldest(namespace, excess))
         return sum(size <= left for size in accumulate(sizes))
 
+    def has_left(self, namespace: str | None, size: int) -> bool:
+        """Tell whether so many bytes more fit a quota without anything giving way."""
+        most = self._shares.max_bytes.get(namespace)
+        return most is None or self._shares.used(namespace) + size <= most
+
     def can_let_in(self, entries: Sequence[BlockEntry]) -> bool:
         """Tell whether pending blocks of a namespace that were held back fit its quota."""
         held = self._shares.held_back(entries)

@@ -16,6 +16,8 @@ from .types import Key, RejectReason
 
 GROUP_BYTES = 8 * 1024 * 1024
 """Payload bytes that are stored at a time; no more are in memory beside the tiers."""
+GROUP_BLOCKS = 256
+"""Blocks of a group at most: their slots are out of use until the bytes have come."""
 SPARE_BUFFERS: deque[bytearray] = deque(maxlen=4)
 """Buffers of groups that were used before: fresh memory is slower to touch than to copy to."""
 
@@ -106,8 +108,7 @@ async def _store_part(
     retention: Retention | None,
 ) -> Outcome:
     """Store one group: straight into its slots where those are free memory, else by a buffer."""
-    evicted: list[Key] = []
-    opened = core.open_store(keys, sizes, evicted, chain, retention)
+    opened = core.open_store(keys, sizes, chain, retention)
     if opened is not None:
         try:
             await source.fill(opened.views)
@@ -121,7 +122,6 @@ async def _store_part(
     await source.fill(views)
     payloads = [np.frombuffer(view, np.uint8) for view in views]
     outcome = await core.store(keys, payloads, chain, retention)
-    outcome.evicted = list(dict.fromkeys([*evicted, *outcome.evicted]))
     SPARE_BUFFERS.append(spare)  # not after a failure: a copy from it may be under way still
     return outcome
 
@@ -143,10 +143,10 @@ def _divide(buffer: bytearray, sizes: Sequence[int]) -> list[memoryview]:
 
 
 def _parts(sizes: Sequence[int]) -> Iterator[tuple[int, int]]:
-    """Divide payloads into groups of about `GROUP_BYTES`; yield where each starts and stops."""
+    """Divide payloads into groups; yield where each starts and stops."""
     start = total = 0
     for number, size in enumerate(sizes):
-        if number > start and total + size > GROUP_BYTES:
+        if number > start and (total + size > GROUP_BYTES or number - start == GROUP_BLOCKS):
             yield start, number
             start, total = number, 0
         total += size

@@ -155,18 +155,20 @@ class TwoPhase:
 
     # Views, on their first access
 
+    def is_prepared(self, entry: BlockEntry, *, writable: bool) -> bool:
+        """Tell whether a block is still prepared for a store, or for a load."""
+        if writable:
+            return self._index.pending.get(entry.key) is entry and not entry.pin_count
+        hold = self._held.get(entry.key)
+        return hold is not None and hold.entry is entry
+
     def lend(self, entry: BlockEntry, *, writable: bool) -> memoryview:
         """Make a view of a prepared block.
 
         Raises:
             NotPinnedError: It is not prepared any more.
         """
-        if writable:
-            prepared = self._index.pending.get(entry.key) is entry and not entry.pin_count
-        else:
-            hold = self._held.get(entry.key)
-            prepared = hold is not None and hold.entry is entry
-        if not prepared:
+        if not self.is_prepared(entry, writable=writable):
             # Who learns it here won't complete any more.
             (self._late_stores if writable else self._late_loads).pop(entry.key, None)
             raise NotPinnedError(
@@ -256,6 +258,9 @@ class TwoPhase:
 class Lender(Protocol):
     """Whoever makes the views of prepared blocks."""
 
+    def is_prepared(self, entry: BlockEntry, *, writable: bool) -> bool:
+        """Tell whether a block is still prepared for a store, or for a load."""
+
     def lend(self, entry: BlockEntry, *, writable: bool) -> memoryview:
         """Make a view of a prepared block.
 
@@ -286,6 +291,16 @@ class SlotView:
         self._two_phase = two_phase
         self._writable = writable
         self._view: memoryview | None = None
+
+    @property
+    def block_hash(self) -> BlockHash:
+        """The block."""
+        return self._entry.block_hash
+
+    @property
+    def is_prepared(self) -> bool:
+        """Whether it is still prepared: not completed, nor taken back from its holder."""
+        return self._two_phase.is_prepared(self._entry, writable=self._writable)
 
     @property
     def view(self) -> memoryview:

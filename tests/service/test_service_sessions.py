@@ -185,7 +185,7 @@ async def test_a_silent_session_ends() -> None:
 
 
 async def test_a_session_holds_no_more_than_allowed() -> None:
-    async with serving(limits=Limits(max_held=2)) as served:
+    async with serving(limits=Limits(max_held=4)) as served:
         await served.store(["a"], [b"1"])
         session = await open_session(served)
         for _ in range(2):

@@ -206,18 +206,24 @@ class RemoteTwoPhase:
 
     # Views
 
+    def is_prepared(self, entry: BlockEntry, *, writable: bool) -> bool:
+        """Tell whether a block is still prepared for a store, or for a load."""
+        return self._lent_to(entry, writable=writable) is not None
+
+    def _lent_to(self, entry: BlockEntry, *, writable: bool) -> list[Lent] | None:
+        if writable:
+            reserved = self._reserved.get(entry.block_hash)
+            return None if reserved is None or reserved.entry is not entry else reserved.lent
+        held = self._held.get(entry.block_hash)
+        return None if held is None or entry not in held.entries else held.lent
+
     def lend(self, entry: BlockEntry, *, writable: bool) -> memoryview:
         """Make a view of a prepared block.
 
         Raises:
             NotPinnedError: It is not prepared any more.
         """
-        if writable:
-            reserved = self._reserved.get(entry.block_hash)
-            lent_to = None if reserved is None or reserved.entry is not entry else reserved.lent
-        else:
-            held = self._held.get(entry.block_hash)
-            lent_to = None if held is None or entry not in held.entries else held.lent
+        lent_to = self._lent_to(entry, writable=writable)
         if lent_to is None:
             raise NotPinnedError(
                 f"block {show_hash(entry.block_hash)} was completed, or taken back from its "

@@ -7,6 +7,7 @@ from contextlib import AbstractAsyncContextManager, nullcontext
 from types import TracebackType
 from typing import Self
 
+from ..blocks import BlockEntry
 from ..checks import (
     COLD_ADMISSIONS,
     WHEN_FULL,
@@ -47,6 +48,7 @@ from ..types import (
     Request,
     StoreResult,
     Tier,
+    TierState,
 )
 from ..views import warn_derived
 
@@ -77,6 +79,23 @@ class Contract:
     def block_bytes(self) -> int:
         """Bytes of a block at most."""
         return self._core.block_bytes
+
+    @property
+    def reservation_ttl_s(self) -> float:
+        """Seconds until what was prepared and not completed is taken back."""
+        return self._core.options.reservation_ttl_s
+
+    @property
+    def clock(self) -> Clock:
+        """The time that the manager goes by."""
+        return self._core.clock
+
+    def tier_states(self) -> dict[str, TierState]:
+        """Return what each tier can do now, by its name; allowed after close too."""
+        levels = self._core.index.levels
+        return {
+            level.tier.name: getattr(level.tier, "state", TierState.SERVING) for level in levels
+        }
 
     # Looking
 
@@ -308,7 +327,9 @@ class Contract:
         core, index = self._core, self._core.index
         core.check()
         await core.wait_for_transfers([key for key in index.pinned if self._sees(key)])
-        mine = [entry for key, entry in index.ready.items() if self._sees(key)]
+        mine: list[BlockEntry] = []
+        if self._sees_all or any(level.has_any(self._namespace) for level in index.levels):
+            mine = [entry for key, entry in index.ready.items() if self._sees(key)]
         index.drop([entry for entry in mine if not entry.pin_count])
         if self._sees_all:
             await core.durability.erase(None)

@@ -17,6 +17,8 @@ from ..sharing import Sharing
 from ..types import ByteArray, Key, RejectReason, TierState
 from .transfer import Transfer, lacks_space
 
+WAIT_S = 30.0
+"""Seconds that a call waits for room that moves of others may bring, again and again if not."""
 WRITE_BYTES = 64 * 1024 * 1024
 """Most bytes copied and written at a time to a tier without addresses."""
 
@@ -86,33 +88,28 @@ class Storing:
         return outcome
 
     def open_now(
-        self, keys: Sequence[Key], sizes: Sequence[int], named: Named, evicted: list[Key]
+        self, keys: Sequence[Key], sizes: Sequence[int], named: Named
     ) -> list[BlockEntry] | None:
-        """Reserve places for new blocks whose bytes are yet to come, if each is in free memory.
+        """Reserve slots of the hottest tier for new blocks whose bytes are yet to come.
 
-        They are pending until `commit_open`, or until the index aborts them. `None` if one of them
-        needs a move, or a tier without addresses, or is not admitted: then none are reserved, but
-        what gave way to them, which is appended to `evicted`, has left.
+        They are pending until `commit_open`, or until the index aborts them. `None` where that
+        takes more than free memory: nobody is to give way to bytes that may never come. Then
+        nothing was changed.
         """
-        levels = self._index.levels
-        if len(levels) > 1 and len(keys) > levels[0].slots.free + len(levels[0].copies):
+        index, hottest = self._index, self._index.levels[0]
+        if not hottest.tier.addressable or len(keys) > hottest.slots.free:
             return None
-        entries = self._index.reserve(keys, sizes, pins=1)
-        try:
-            plan = self._plan(entries, evicted, named)
-        except BaseException:
-            self._index.abort(entries)
-            raise
-        if plan.unplaced or not all(
-            grant.usable and levels[number].tier.addressable for _, number, grant in plan.granted
-        ):
-            for move in plan.moves:
-                self._room.finish_move(move, written=False)
-            for _, number, grant in plan.granted:
-                self._room.release(number, [grant])
-            self._index.abort(entries)
+        sharing = self._room.sharing
+        if sharing is not None and not sharing.has_left(namespace_of(keys), sum(sizes)):
             return None
-        self._take_granted(plan)
+        admitted = index.policy.admit(
+            keys, 0, chain=named.chain, pinned=index.pinned, retention=named.retention
+        )
+        if len(admitted) < len(keys):
+            return None
+        entries = index.reserve(keys, sizes, pins=1)
+        for entry, slot in zip(entries, hottest.slots.take(len(keys)), strict=True):
+            entry.slot = slot
         return entries
 
     def commit_open(self, entries: Sequence[BlockEntry]) -> None:
@@ -401,6 +398,7 @@ class Storing:
         placed: dict[int, list[BlockEntry]] = {}
         order = [entry for entry, _, _ in plan.granted] + [entry for entry, _ in plan.unplaced]
         rank = {entry.key: number for number, entry in enumerate(order)}
+        deadline = monotonic() + WAIT_S
         while True:
             await self._wait_for_moves(plan.moves, outcome, named)
             got, missed = self._take_granted(plan)
@@ -412,7 +410,7 @@ class Storing:
                 stuck = [entry for entry, _, grant in plan.granted if grant.is_hopeless]
                 self._reject([(entry, RejectReason.FAILED) for entry in stuck], outcome)
                 missed = [entry for entry in missed if entry not in stuck]
-            if not self._waits_for_room(plan):
+            if not self._waits_for_room(plan) or monotonic() > deadline:
                 self._reject(plan.unplaced, outcome)
                 plan.unplaced = []
             missed += [entry for entry, _ in plan.unplaced]
@@ -484,12 +482,14 @@ class Storing:
         todo = list(entries)
         whom = namespace_of([entry.key for entry in entries[:1]])
         complete = False
+        deadline = monotonic() + WAIT_S
         try:
             while todo:
                 named.hold()
                 fits = sharing is None or sharing.can_let_in(entries)
                 if self._room.most(len(todo), whom) < len(todo) or not fits:
                     soon = sharing is None or fits or sharing.may_fit_soon(whom)
+                    soon = soon and monotonic() < deadline
                     if not (self._moving and self._may_wait and soon):
                         index.short.fire()
                         return False

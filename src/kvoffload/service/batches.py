@@ -13,6 +13,7 @@ from starlette.requests import ClientDisconnect
 from starlette.responses import Response
 from starlette.types import Receive, Scope, Send
 
+from ..errors import NotPinnedError
 from ..types import BlockHash
 from .limits import Limits
 from .problems import RefusedError
@@ -114,7 +115,12 @@ class BatchReader:
                     raise WireError("the body ended before what its header describes")
                 continue
             size = min(len(self._rest), wanted - filled)
-            view[filled : filled + size] = self._rest[:size]
+            try:
+                view[filled : filled + size] = self._rest[:size]
+            except ValueError as exc:  # it was taken back
+                raise NotPinnedError(
+                    "the time of what was reserved was up before its bytes came: prepare it again"
+                ) from exc
             filled += size
             self._rest = self._rest[size:]
 
@@ -129,6 +135,16 @@ def check_batch(count: int, limits: Limits) -> None:
         raise WireError(
             f"{count} blocks in one call; at most {limits.max_batch_blocks} are taken: split it"
         )
+
+
+def check_as_many(header: BatchHeader) -> None:
+    """Refuse a batch that does not say which blocks its payloads are.
+
+    Raises:
+        WireError: It does not.
+    """
+    if len(header.block_hashes) != len(header.sizes):
+        raise WireError(f"{len(header.sizes)} sizes, but {len(header.block_hashes)} block_hashes")
 
 
 class BatchResponse(Response):

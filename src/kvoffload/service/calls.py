@@ -13,7 +13,7 @@ from .problems import RefusedError
 
 T = TypeVar("T")
 
-MOST_KEPT = 1024
+MOST_KEPT = 128
 """Calls that a session can take back after they ended, and before they came."""
 
 Undo = Callable[[], Awaitable[None]]

@@ -10,8 +10,10 @@ from fastapi import Depends, Header, Query, Request, Response
 from fastapi.security import HTTPAuthorizationCredentials, HTTPBearer
 
 from ..managers.async_lru_manager import NamespaceView
+from ..retention import Retention, as_retention
 from ..types import BlockHash
 from .access import Principal, Right
+from .authentication import authenticate
 from .batches import check_batch
 from .calls import Undo
 from .problems import RefusedError
@@ -22,7 +24,7 @@ from .wire import CALL_HEADER, hashes_from_text
 _bearer = HTTPBearer(auto_error=False, description="A token of the service")
 
 NamespaceName = Annotated[
-    str,
+    str | None,
     Query(
         max_length=128,
         description="Isolation domain of the blocks; the service's own if left out",
@@ -47,28 +49,14 @@ CallName = Annotated[
 
 async def principal_of(
     request: Request,
-    credentials: Annotated[HTTPAuthorizationCredentials | None, Depends(_bearer)],
+    _credentials: Annotated[HTTPAuthorizationCredentials | None, Depends(_bearer)],
 ) -> Principal:
     """Return who calls.
 
     Raises:
         RefusedError: The token opens nothing.
     """
-    access = service_of(request).access
-    if access is None:
-        raise RefusedError(
-            403, "Forbidden", "nobody may call these endpoints: the lifespan was given no access="
-        )
-    secret = None if credentials is None else credentials.credentials
-    principal = access.principal(secret)
-    if principal is None:
-        raise RefusedError(
-            401,
-            "Unauthorized",
-            "this service wants a bearer token" if secret is None else "the token opens nothing",
-            headers={"WWW-Authenticate": "Bearer"},
-        )
-    return principal
+    return authenticate(request)
 
 
 @dataclass(slots=True, eq=False)
@@ -121,6 +109,16 @@ class Caller:
                 403, "Forbidden", "this is for tokens with the right 'admin' in all namespaces"
             )
 
+    def forbid_unless_lasting(self, retention: Retention | float | None) -> None:
+        """Refuse a retention that lets blocks go for good to who may not write.
+
+        Raises:
+            RefusedError: It is one.
+        """
+        said = as_retention(retention)
+        if said is not None and said.is_over:
+            self.forbid_unless(Right.WRITE)
+
     def forbid_unless(self, right: Right) -> None:
         """Refuse what the token does not allow.
 
@@ -141,11 +139,12 @@ def caller(right: Right) -> Callable[..., AsyncIterator[Caller]]:
     async def caller_with_right(
         request: Request,
         principal: Annotated[Principal, Depends(principal_of)],
-        namespace: NamespaceName = "",
+        namespace: NamespaceName = None,
         session: SessionName = None,
         call: CallName = None,
     ) -> AsyncIterator[Caller]:
         service = service_of(request)
+        namespace = service.name_of(namespace)
         found = Caller(service, principal, namespace, service.manager.namespace(namespace), None)
         found.forbid_unless(right)
         if session is None:
@@ -161,6 +160,7 @@ def caller(right: Right) -> Callable[..., AsyncIterator[Caller]]:
 
 Reader = Annotated[Caller, Depends(caller(Right.READ), scope="request")]
 Writer = Annotated[Caller, Depends(caller(Right.WRITE), scope="request")]
+Admin = Annotated[Caller, Depends(caller(Right.ADMIN), scope="request")]
 
 
 def member(right: Right) -> Callable[..., AsyncIterator[Caller]]:
@@ -170,10 +170,11 @@ def member(right: Right) -> Callable[..., AsyncIterator[Caller]]:
         request: Request,
         session: str,
         principal: Annotated[Principal, Depends(principal_of)],
-        namespace: NamespaceName = "",
+        namespace: NamespaceName = None,
         call: CallName = None,
     ) -> AsyncIterator[Caller]:
         service = service_of(request)
+        namespace = service.name_of(namespace)
         view = service.manager.namespace(namespace)
         found = Caller(service, principal, namespace, view)
         found.forbid_unless(right)

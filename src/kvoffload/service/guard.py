@@ -15,6 +15,7 @@ from starlette.requests import ClientDisconnect
 from starlette.types import Message, Receive, Scope, Send
 
 from ..errors import OffloadError
+from .authentication import authenticate
 from .problems import RefusedError, answer_to
 from .sessions import CANCEL, SESSION, Session
 from .state import service_of
@@ -32,10 +33,16 @@ class GuardedRoute(APIRoute):
     any application.
 
     Attributes:
-        also_draining: Whether calls are served while the service drains.
+        is_counted: Whether calls count as under way, and are refused while the service drains.
     """
 
-    also_draining = False
+    is_counted = True
+
+    @property
+    def takes_batch(self) -> bool:
+        """Whether the body of a call is a batch."""
+        body = (self.openapi_extra or {}).get("requestBody", {})
+        return BATCH in body.get("content", {})
 
     def get_route_handler(self) -> Callable[[Request], Coroutine[Any, Any, Response]]:
         """Return FastAPI's handler, whose errors are answered."""
@@ -69,15 +76,19 @@ class GuardedRoute(APIRoute):
             await send(message)
 
         try:
-            service = service_of(Request(scope))
-            service.begin_call(also_draining=self.also_draining)
+            connection = Request(scope)
+            principal = authenticate(connection)
+            service = service_of(connection)
+            if self.is_counted:
+                service.begin_call(principal)
             try:
-                body = BodyGuard(scope, receive)
+                body = BodyGuard(scope, receive, takes_batch=self.takes_batch)
                 with anyio.CancelScope() as cancel:
                     scope[CANCEL] = cancel
-                    await super().handle(scope, body.receive, noting_send)
+                    await self._serve(scope, body, noting_send)
             finally:
-                service.end_call()
+                if self.is_counted:
+                    service.end_call(principal)
             if cancel.cancelled_caught:
                 await _part(receive)
                 if not is_begun:
@@ -87,6 +98,19 @@ class GuardedRoute(APIRoute):
             if answer is None or is_begun:
                 raise
             await answer(scope, receive, noting_send)
+
+    async def _serve(self, scope: Scope, body: BodyGuard, send: Send) -> None:
+        """Serve a call for as long as its client is there."""
+        failure: Exception | None = None
+        async with anyio.create_task_group() as group:
+            group.start_soon(body.cancel_when_gone, scope[CANCEL])
+            try:
+                await super().handle(scope, body.receive, send)
+            except Exception as exc:  # noqa: BLE001  # raised below, not in a group of errors
+                failure = exc
+            group.cancel_scope.cancel()
+        if failure is not None:
+            raise failure
 
 
 def _tell(scope: Scope, start: Message) -> None:
@@ -108,11 +132,11 @@ async def _part(receive: Receive) -> None:
 class BodyGuard:
     """Refuses a body that is too long, or too slow, before it is buffered."""
 
-    def __init__(self, scope: Scope, receive: Receive) -> None:
+    def __init__(self, scope: Scope, receive: Receive, *, takes_batch: bool) -> None:
         limits = service_of(Request(scope)).limits
         headers = dict(scope["headers"])
         self._receive = receive
-        self._is_batch = headers.get(b"content-type", b"").startswith(BATCH.encode())
+        self._is_batch = takes_batch
         self._limit = limits.max_body_bytes if self._is_batch else limits.max_json_bytes
         # That it is a number is checked by the server; and that the body is as long, too.
         self._announced = int(headers.get(b"content-length", 0))
@@ -120,6 +144,14 @@ class BodyGuard:
         self._deadline = asyncio.get_running_loop().time() + limits.body_timeout_s
         self._received = 0
         self._is_complete = False
+        self._complete = anyio.Event()
+
+    async def cancel_when_gone(self, scope: anyio.CancelScope) -> None:
+        """Cancel a call whose client hangs up, once its body has come: nobody waits for it."""
+        await self._complete.wait()
+        while (await self._receive())["type"] != "http.disconnect":
+            pass
+        scope.cancel()
 
     async def receive(self) -> Message:
         """Return the next message.
@@ -128,7 +160,7 @@ class BodyGuard:
             RefusedError: The body is too long, or did not come in time.
         """
         if self._is_complete:
-            return await self._receive()  # says when the client is gone, in its own good time
+            await anyio.sleep_forever()  # `cancel_when_gone` listens
         if self._announced > self._limit:
             raise self._too_large(self._announced)
         try:
@@ -143,6 +175,8 @@ class BodyGuard:
             ) from None
         self._received += len(message.get("body", b""))
         self._is_complete = not message.get("more_body", False)
+        if self._is_complete:
+            self._complete.set()
         if self._received > self._limit:
             raise self._too_large(self._received)
         return message
@@ -158,9 +192,9 @@ class BodyGuard:
 
 
 class WatchingRoute(GuardedRoute):
-    """The same for calls that only look, so that a service can be watched while it drains."""
+    """The same for calls that only look: a service that is busy or drains can be watched."""
 
-    also_draining = True
+    is_counted = False
 
 
 class StreamRoute(GuardedRoute):

@@ -17,7 +17,10 @@ HashText = Annotated[
         description="A block hash with its type: `b:` hexadecimal bytes, `s:` text, `i:` integer",
     ),
 ]
-Hashes = Annotated[list[HashText], Field(description="A chain of blocks, head first")]
+Hashes = Annotated[
+    list[HashText], Field(fail_fast=True, description="A chain of blocks, head first")
+]
+"""The first that is none ends the check: there may be very many."""
 Seconds = Annotated[float, Field(ge=0, le=3600, allow_inf_nan=False)]
 PositiveSeconds = Annotated[float, Field(gt=0, le=1e9, allow_inf_nan=False)]
 
@@ -50,7 +53,9 @@ class Eviction(Body):
 class StoreChain(Chain):
     """Blocks to reserve slots for."""
 
-    sizes: list[Annotated[int, Field(ge=0, le=2**53)]] | None = None
+    sizes: Annotated[list[Annotated[int, Field(ge=0, le=2**53)]], Field(fail_fast=True)] | None = (
+        None
+    )
 
 
 class RetentionBody(Body):
@@ -81,7 +86,7 @@ class RetentionChange(Body):
 class RequestChain(Chain, RetentionChange):
     """The chain of one prompt."""
 
-    wait_pending_s: Seconds = 0.0
+    wait_pending_s: Annotated[float, Field(ge=0, le=3600, allow_inf_nan=False)] = 0.0
 
 
 class LoadHit(Body):

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import secrets
-from collections import Counter
+from collections import Counter, deque
 from collections.abc import MutableMapping, Sequence
 from contextlib import AbstractAsyncContextManager, contextmanager, suppress
 from dataclasses import dataclass, field
@@ -17,8 +17,9 @@ from ..keys import show_hash
 from ..managers.async_lru_manager import AsyncLRUManager, NamespaceView
 from ..managers.contract import Contract
 from ..request import RequestScope
-from ..types import BlockHash, Lease, SlotEntry
-from .access import Principal
+from ..twophase import SlotView
+from ..types import BlockHash, Lease
+from .access import ANYONE, Principal
 from .calls import Calls
 from .limits import Limits
 from .problems import RefusedError
@@ -58,7 +59,7 @@ class Session:
         principal: Who opened it; for others it is not there.
         view: The manager as seen from inside the namespace.
         watched: Whose counters and events it is told: that, or the manager with all namespaces.
-        held: Blocks that are pinned for it, with how often.
+        held: Blocks that are pinned for it, with until when, on the manager's clock, each time.
         reserved: Blocks that are reserved for it, with where their bytes go.
         requests: Open request scopes, by name.
         leases: Open leases and how many blocks they pin, by name.
@@ -73,8 +74,8 @@ class Session:
     view: NamespaceView
     watched: Contract
     last_use: float
-    held: Counter[BlockHash] = field(default_factory=Counter)
-    reserved: dict[BlockHash, SlotEntry] = field(default_factory=dict)
+    held: dict[BlockHash, deque[float]] = field(default_factory=dict)
+    reserved: dict[BlockHash, SlotView] = field(default_factory=dict)
     requests: dict[str, HeldRequest] = field(default_factory=dict)
     leases: dict[str, tuple[AbstractAsyncContextManager[Lease], int]] = field(default_factory=dict)
     calls: Calls = field(default_factory=Calls)
@@ -85,7 +86,9 @@ class Session:
     def holds(self) -> int:
         """How much it holds: blocks and requests."""
         leased = sum(count for _, count in self.leases.values())
-        return self.held.total() + len(self.reserved) + len(self.requests) + leased
+        asked = sum(1 + len(request.block_hashes) for request in self.requests.values())
+        pinned = sum(map(len, self.held.values()))
+        return pinned + len(self.reserved) + asked + leased
 
     @contextmanager
     def call(self, scope: MutableMapping[str, Any], name: str | None) -> Iterator[Session]:
@@ -141,20 +144,29 @@ class Session:
         """Tell the client where blocks are now; return the headers of the answer to its call."""
         return {} if self.stream is None else self.stream.tell(block_hashes)
 
+    def hold(self, block_hashes: Sequence[BlockHash]) -> None:
+        """Note that blocks were pinned for it."""
+        until = self.view.clock() + self.view.reservation_ttl_s
+        for block_hash in block_hashes:
+            self.held.setdefault(block_hash, deque()).append(until)
+
     def release(self, block_hashes: Sequence[BlockHash]) -> None:
-        """Unpin blocks, each once for each time that it is named.
+        """Note that blocks are to be unpinned, each once for each time that it is named.
 
         Raises:
-            NotPinnedError: The session does not hold some that often; then nothing was changed.
+            NotPinnedError: The session does not hold some that often (any more); then nothing was
+                changed.
         """
-        wanted = Counter(block_hashes)
-        for block_hash, count in wanted.items():
-            if self.held[block_hash] < count:
+        self._drop_expired()
+        for block_hash, count in Counter(block_hashes).items():
+            times = len(self.held.get(block_hash, ()))
+            if times < count:
                 raise NotPinnedError(
                     f"complete_load of block {show_hash(block_hash)}, which no prepare_load of "
-                    "this session holds" + (" that often" if self.held[block_hash] else "")
+                    "this session holds" + (" that often" if times else " (any more)")
                 )
-        self.held -= wanted
+        for block_hash in block_hashes:
+            self._let_go(block_hash)
 
     async def end_lease(self, name: str) -> None:
         """Unpin what a lease holds; nothing if there is none of that name any more."""
@@ -168,20 +180,31 @@ class Session:
 
     async def abandon_load(self, block_hashes: Sequence[BlockHash]) -> None:
         """Unpin what it still holds of these; each as often as it is named."""
+        self._drop_expired()
         for block_hash in block_hashes:
-            if self.held[block_hash]:
-                self.held -= Counter([block_hash])
+            if block_hash in self.held:
+                self._let_go(block_hash)
                 with suppress(NotPinnedError):  # its time was up
                     await self.view.complete_load([block_hash])
 
     async def abandon_store(self, block_hashes: Sequence[BlockHash]) -> None:
         """Give up what of these is still reserved for it."""
-        mine = [
-            each
-            for each in dict.fromkeys(block_hashes)
-            if self.reserved.pop(each, None) is not None
-        ]
-        await self.view.complete_store(mine, success=False)
+        mine = [self.reserved.pop(each, None) for each in dict.fromkeys(block_hashes)]
+        still = [each.block_hash for each in mine if each is not None and each.is_prepared]
+        await self.view.complete_store(still, success=False)
+
+    def _let_go(self, block_hash: BlockHash) -> None:
+        times = self.held[block_hash]
+        times.popleft()
+        if not times:
+            del self.held[block_hash]
+
+    def _drop_expired(self) -> None:
+        """Forget pins whose time was up: by now they may be another session's."""
+        now = self.view.clock()
+        for block_hash in [each for each, times in self.held.items() if times[0] <= now]:
+            while block_hash in self.held and self.held[block_hash][0] <= now:
+                self._let_go(block_hash)
 
     async def end(self) -> None:
         """Give back all that it holds; calls in it that are under way are cancelled."""
@@ -192,13 +215,8 @@ class Session:
         requests, self.requests = self.requests, {}
         for held in requests.values():
             await held.scope.__aexit__(None, None, None)
-        pins, self.held = self.held, Counter()
-        for block_hash in pins.elements():
-            with suppress(NotPinnedError):  # its time was up
-                await self.view.complete_load([block_hash])
-        reserved, self.reserved = self.reserved, {}
-        if reserved:
-            await self.view.complete_store(list(reserved), success=False)
+        await self.abandon_load([each for each, times in self.held.items() for _ in times])
+        await self.abandon_store(list(self.reserved))
 
 
 class Sessions:
@@ -224,11 +242,15 @@ class Sessions:
         Raises:
             RefusedError: There are too many.
         """
-        if len(self._sessions) >= self._limits.max_sessions:
+        mine = sum(session.principal == principal for session in self._sessions.values())
+        most = self._limits.share_of(self._limits.max_sessions)
+        is_full = len(self._sessions) >= self._limits.max_sessions
+        if is_full or (principal is not ANYONE and mine >= most):
             raise RefusedError(
                 429,
                 "TooManySessions",
-                f"{len(self._sessions)} sessions are open, and no more are served",
+                f"{len(self._sessions)} sessions are open, {mine} of them for this token, and no "
+                "more are served",
                 headers={"Retry-After": "1"},
             )
         view = manager.namespace(namespace)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from collections import Counter
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
@@ -11,7 +12,7 @@ import anyio
 from starlette.requests import HTTPConnection
 
 from ..managers.async_lru_manager import AsyncLRUManager
-from .access import AccessControl
+from .access import ANYONE, AccessControl, Principal
 from .limits import Limits
 from .observing import Latencies, LoopLag, ServiceStats
 from .problems import RefusedError
@@ -36,6 +37,8 @@ class Service:
         collector: The metrics of all this.
         draining: Set when the service was told to stop.
         calls: Calls that are under way.
+        calls_of: The same by who calls.
+        own_namespace: Name of the manager's own namespace.
         calls_total: Calls that were begun.
         streams: Streams of events that are open.
         events_missed: Events that slow readers of streams missed.
@@ -51,6 +54,8 @@ class Service:
     collector: KVOffloadCollector = field(init=False)
     draining: anyio.Event = field(default_factory=anyio.Event)
     calls: int = 0
+    calls_of: Counter[Principal] = field(default_factory=Counter)
+    own_namespace: str = field(init=False)
     calls_total: int = 0
     streams: int = 0
     events_missed: int = 0
@@ -58,6 +63,7 @@ class Service:
 
     def __post_init__(self) -> None:
         self.sessions = Sessions(self.limits)
+        self.own_namespace = self.manager.namespaces()[0]
         self.manager.observe(self.latencies)
         self.collector = KVOffloadCollector(
             self.manager,
@@ -94,32 +100,42 @@ class Service:
         """Count a stream of events out."""
         self.streams -= 1
 
-    def begin_call(self, *, also_draining: bool = False) -> None:
-        """Count a call in; one that only looks may come while the service drains.
+    def name_of(self, namespace: str | None) -> str:
+        """Return the namespace of a call, which may not name one."""
+        return self.own_namespace if namespace is None else namespace
+
+    def begin_call(self, principal: Principal) -> None:
+        """Count a call in.
 
         Raises:
-            RefusedError: Too many are under way, or the service is stopping.
+            RefusedError: Too many are under way, all or its caller's, or the service is stopping.
         """
-        if self.draining.is_set() and not also_draining:
+        if self.draining.is_set():
             raise RefusedError(
                 503,
                 "ClosedError",
                 "the service is stopping",
                 headers={"Retry-After": "1", "Connection": "close"},
             )
-        if self.calls >= self.limits.max_concurrent:
+        mine, most = self.calls_of[principal], self.limits.share_of(self.limits.max_concurrent)
+        if self.calls >= self.limits.max_concurrent or (principal is not ANYONE and mine >= most):
             raise RefusedError(
                 429,
                 "TooManyCalls",
-                f"{self.calls} calls are being served, and no more at once",
+                f"{self.calls} calls are being served, {mine} of them for this token, and no more "
+                "at once",
                 headers={"Retry-After": "1"},
             )
         self.calls += 1
         self.calls_total += 1
+        self.calls_of[principal] += 1
 
-    def end_call(self) -> None:
+    def end_call(self, principal: Principal) -> None:
         """Count a call out."""
         self.calls -= 1
+        self.calls_of[principal] -= 1
+        if not self.calls_of[principal]:
+            del self.calls_of[principal]
 
 
 @asynccontextmanager

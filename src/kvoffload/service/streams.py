@@ -25,6 +25,8 @@ BEAT_S = 15.0
 MOST_LINES = 1024
 """Lines that a stream holds for a slow reader before it takes no more events from the manager,
 which then counts what the reader misses."""
+MOST_BYTES = 8 * 1024 * 1024
+"""The same in bytes."""
 SOON_S, LATER_S = 0.01, 2.0
 """Shortest and longest time after which a session's stream looks for what changed without a call:
 soon after something happened, twice as long each time that nothing did."""
@@ -79,6 +81,7 @@ class SessionStream:
         self._events = events
         self._note_missed = note_missed
         self._lines: deque[bytes] = deque()
+        self._bytes = 0
         self._number = -1
         self._stats: ManagerStats | None = None
         # Nothing tells of a block that somebody else reserved and gave up, so it is looked for.
@@ -98,7 +101,7 @@ class SessionStream:
             its call sees what the call did.
         """
         self._take_events()
-        if len(self._lines) < MOST_LINES:
+        if not self._is_full:
             self._tell_places(list(dict.fromkeys(block_hashes)))
             self._tell_stats()
         return {SEQUENCE_HEADER: str(self._number)}
@@ -120,6 +123,7 @@ class SessionStream:
                 # At once, for who reads them to see events and counters change together.
                 lines = b"".join(self._lines)
                 self._lines.clear()
+                self._bytes = 0
                 yield lines
             if self._events.is_over:
                 self.end("the service is closing")
@@ -139,9 +143,14 @@ class SessionStream:
                 self._put({"beat": True})
                 silent_s = 0.0
 
+    @property
+    def _is_full(self) -> bool:
+        """Whether the reader is so far behind that it is told no more for now."""
+        return len(self._lines) >= MOST_LINES or self._bytes >= MOST_BYTES
+
     def _take_events(self) -> bool:
         """Tell the events that there are; say whether there were any."""
-        if len(self._lines) >= MOST_LINES:
+        if self._is_full:
             return False
         events = self._events.take()
         for event in events:
@@ -185,8 +194,9 @@ class SessionStream:
         if self._is_over:
             return
         self._number += 1
-        body = json.dumps({"n": self._number, **line}, separators=(",", ":"))
-        self._lines.append(body.encode() + b"\n")
+        body = json.dumps({"n": self._number, **line}, separators=(",", ":")).encode() + b"\n"
+        self._lines.append(body)
+        self._bytes += len(body)
         self._wake_up()
 
     def _wake_up(self) -> None:

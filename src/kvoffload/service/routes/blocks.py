@@ -6,10 +6,9 @@ from typing import Any
 
 from fastapi import APIRouter, Request, Response
 
-from ...errors import ConfigError
 from ...types import StoreResult
-from ..batches import BatchReader, BatchResponse
-from ..dependencies import Overseen, Reader, Writer
+from ..batches import BatchReader, BatchResponse, check_as_many
+from ..dependencies import Admin, Reader, Writer
 from ..guard import GuardedRoute
 from ..problems import documented
 from ..schemas import (
@@ -79,8 +78,7 @@ async def store(caller: Writer, request: Request, response: Response) -> Stored:
     """Store the payloads of a chain, head first: all of a body that arrives whole, or nothing."""
     batch = BatchReader(request, caller.service.limits, caller.service.block_bytes)
     header = await batch.header()
-    if len(header.block_hashes) != len(header.sizes):
-        raise ConfigError(f"{len(header.sizes)} sizes, but no block_hashes")
+    check_as_many(header)
     result = await caller.view.store_from(header.block_hashes, header.sizes, batch)
     caller.tell(response, header.block_hashes)
     return as_stored(result)
@@ -112,9 +110,10 @@ async def clear(caller: Writer, response: Response) -> None:
 
 
 @router.post("/flush", responses=documented())
-async def flush(service: Overseen, caller: Reader, response: Response) -> Flushed:
+async def flush(caller: Admin, response: Response) -> Flushed:
     """Make durable what the cold tier has room for, of all namespaces."""
-    result = await service.manager.flush()
+    caller.check_sees_all()
+    result = await caller.service.manager.flush()
     caller.tell(response)
     return Flushed(durable=result.durable, not_durable=result.not_durable)
 

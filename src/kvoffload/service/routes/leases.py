@@ -7,7 +7,7 @@ from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
 from typing import Annotated
 
-from fastapi import APIRouter, Depends, Request, Response
+from fastapi import APIRouter, Depends, Path, Request, Response
 
 from ...types import Lease
 from ..access import Principal
@@ -18,6 +18,8 @@ from ..problems import documented
 from ..schemas import LoadChain
 from ..state import service_of
 from .blocks import BATCH_ANSWER
+
+CallPath = Annotated[str, Path(max_length=64)]
 
 router = APIRouter(route_class=GuardedRoute, prefix="/sessions", tags=["sessions"])
 
@@ -58,16 +60,17 @@ async def end_lease(caller: ReadingMember, name: str, response: Response) -> Non
 async def take_back_call(
     request: Request,
     session: str,
-    name: str,
+    name: CallPath,
     principal: Annotated[Principal, Depends(principal_of)],
     response: Response,
-    namespace: NamespaceName = "",
+    namespace: NamespaceName = None,
 ) -> None:
     """Take a call back: cancel it, or give back what it gave to the session, or refuse it.
 
     For a client that was cancelled, or lost its connection, before it had the answer.
     """
-    found = service_of(request).sessions.find(session, namespace, principal)
+    service = service_of(request)
+    found = service.sessions.find(session, service.name_of(namespace), principal)
     await found.calls.take_back(name)
     response.headers.update(found.tell(()))
 

@@ -102,7 +102,7 @@ async def readyz(request: Request) -> Response:
         service = service_of(request)
     except RefusedError:
         return JSONResponse({"status": "closed", "tiers": {}}, 503)
-    tiers = {name: tier.state for name, tier in service.manager.get_stats().tiers.items()}
+    tiers = service.manager.tier_states()
     status = "ready"
     if service.draining.is_set():
         status = "draining"

@@ -13,9 +13,10 @@ from fastapi import APIRouter, Depends, Request, Response
 from ...errors import ConfigError, NotPinnedError
 from ...request import RequestScope
 from ...retention import as_retention
+from ...twophase import Spec
 from ...types import BlockHash, SlotEntry
 from ..access import Principal
-from ..batches import BatchReader, BatchResponse
+from ..batches import BatchReader, BatchResponse, check_as_many
 from ..dependencies import (
     Caller,
     Everywhere,
@@ -77,11 +78,11 @@ async def follow_session(
     request: Request,
     session: str,
     principal: Annotated[Principal, Depends(principal_of)],
-    namespace: NamespaceName = "",
+    namespace: NamespaceName = None,
 ) -> Response:
     """Tell what happens in the session's namespace; the session ends with this connection."""
     service = service_of(request)
-    found = service.sessions.find(session, namespace, principal)
+    found = service.sessions.find(session, service.name_of(namespace), principal)
     if found.stream is not None:
         raise RefusedError(409, "SessionInUse", "a session has one stream, and this one has it")
     hello = _info(service, found).model_dump()
@@ -99,11 +100,13 @@ async def end_session(
     request: Request,
     session: str,
     principal: Annotated[Principal, Depends(principal_of)],
-    namespace: NamespaceName = "",
+    namespace: NamespaceName = None,
 ) -> None:
     """Give back all that the session holds."""
     service = service_of(request)
-    await service.sessions.end(service.sessions.find(session, namespace, principal))
+    await service.sessions.end(
+        service.sessions.find(session, service.name_of(namespace), principal)
+    )
 
 
 # Two phases
@@ -121,6 +124,7 @@ async def prepare_store(
     if output is None:
         caller.tell(response, hashes)
         return PrepareAnswer(prepared=None)
+    assert isinstance(output.store_spec, Spec)
     entries = output.store_spec.entries
     session.reserved.update(zip(output.block_hashes_to_store, entries, strict=True))
     caller.gave(lambda: session.abandon_store(output.block_hashes_to_store))
@@ -149,6 +153,7 @@ async def complete_store(caller: WritingMember, request: Request, response: Resp
     batch = BatchReader(request, caller.service.limits, caller.service.block_bytes)
     header = await batch.header()
     hashes = header.block_hashes
+    check_as_many(header)
     reserved = {each: session.reserved.pop(each) for each in hashes if each in session.reserved}
     mine: dict[BlockHash, memoryview] = {}
     for block_hash, entry in reserved.items():
@@ -156,16 +161,13 @@ async def complete_store(caller: WritingMember, request: Request, response: Resp
             mine[block_hash] = entry.view
     is_whole = False
     try:
-        views = [
-            _place_of(mine.get(each), size) for each, size in zip(hashes, header.sizes, strict=True)
-        ]
-        await batch.fill(views)
+        for each, size in zip(hashes, header.sizes, strict=True):
+            await batch.fill([_place_of(mine.get(each), size)])
         await batch.end()
         is_whole = True
     finally:
         done = list(mine)
         mine.clear()
-        views = []
         if not is_whole:
             with anyio.CancelScope(shield=True):
                 await caller.view.complete_store(done, success=False)
@@ -193,7 +195,7 @@ async def prepare_load(caller: ReadingMember, body: Chain) -> Response:
     hashes = caller.hashes(body.block_hashes)
     session.check_holds(len(hashes), caller.service.limits)
     spec = await caller.view.prepare_load(hashes)
-    session.held.update(hashes)
+    session.hold(hashes)
     caller.gave(lambda: session.abandon_load(hashes))
     return BatchResponse(
         _views_of(spec.entries),
@@ -210,11 +212,7 @@ async def complete_load(caller: ReadingMember, body: Chain, response: Response) 
     session = _session_of(caller)
     hashes = caller.hashes(body.block_hashes)
     session.release(hashes)
-    try:
-        await caller.view.complete_load(hashes)
-    except NotPinnedError:  # the time of one was up; nothing was changed
-        session.held.update(hashes)
-        raise
+    await caller.view.complete_load(hashes)
     caller.tell(response, hashes)
 
 
@@ -228,7 +226,8 @@ async def open_request(
     """Open the scope of one prompt's chain: its hit blocks stay until it is left."""
     session = _session_of(caller)
     hashes = caller.hashes(body.block_hashes)
-    session.check_holds(1, caller.service.limits)
+    caller.forbid_unless_lasting(body.as_retention())
+    session.check_holds(1 + len(hashes), caller.service.limits)
     scope = caller.view.request(
         hashes, wait_pending_s=body.wait_pending_s, retention=body.as_retention()
     )
@@ -295,6 +294,7 @@ async def store_request(
 @router.patch("/{session}/requests/{name}", status_code=204, responses=documented())
 async def change_request(caller: ReadingMember, name: str, body: RetentionChange) -> None:
     """Say how likely, or how soon, the request's chain is used again."""
+    caller.forbid_unless_lasting(body.as_retention())
     _session_of(caller).request(name).scope.retention = as_retention(body.as_retention())
 
 
