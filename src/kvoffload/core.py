@@ -353,21 +353,11 @@ class Core:
 
     def forget_soon(self, keys: Sequence[Key]) -> None:
         """Remove the end of a chain that no other shares; what takes I/O goes on behind."""
-        if self.lifecycle.phase is not Phase.OPEN:
-            return
-        uses = self._uses_of_own_end(keys)
-        self._drop(uses)
-        waiting = any(entry.busy for entry in uses)
-        if waiting or self.index.stale([entry.key for entry in uses]):
-            self.jobs.start(lambda _: self._forget(uses))
+        self._drop_soon(self._uses_of_own_end(keys))
 
     def drop_soon(self, keys: Sequence[Key]) -> None:
-        """Remove blocks without a pin from every tier; what takes I/O goes on behind."""
-        if self.lifecycle.phase is not Phase.OPEN:
-            return
-        self._drop(self._entries_of(keys))
-        if self.index.stale(keys):
-            self.jobs.start(lambda _: self._erase(keys))
+        """Remove blocks, unless they are used meanwhile; what takes I/O goes on behind."""
+        self._drop_soon({entry: entry.access_count for entry in self._entries_of(keys)})
 
     async def wait_for_transfers(self, keys: Sequence[Key]) -> None:
         """Wait for transfers of the manager's own, where nothing else pins these blocks."""
@@ -490,17 +480,19 @@ class Core:
         await self.durability.erase([entry.key for entry in uses])
         return left
 
-    async def _forget(self, uses: Mapping[BlockEntry, int]) -> None:
+    def _drop_soon(self, uses: Mapping[BlockEntry, int]) -> None:
+        if self.lifecycle.phase is not Phase.OPEN:
+            return
+        self._drop(uses)
+        waiting = any(entry.busy for entry in uses)
+        if waiting or self.index.stale([entry.key for entry in uses]):
+            self.jobs.start(lambda _: self._drop_behind(uses))
+
+    async def _drop_behind(self, uses: Mapping[BlockEntry, int]) -> None:
         try:
             await self._drop_unused(uses)
         except TierError as exc:  # an event and a counter tell; nobody waits
-            log.warning("blocks of a session that is over may come back after a restart: %s", exc)
-
-    async def _erase(self, keys: Sequence[Key]) -> None:
-        try:
-            await self.durability.erase(keys)
-        except TierError as exc:
-            log.warning("blocks that were given up may come back after a restart: %s", exc)
+            log.warning("blocks that were let go may come back after a restart: %s", exc)
 
     async def _write_through(self, entries: Sequence[BlockEntry]) -> None:
         named = Named(self.index, [entry.key for entry in entries])
