@@ -262,8 +262,9 @@ class Storing:
                     number, count, plan.moves, evicted, may_wait=self._may_wait, whom=whom
                 )
         except BaseException:
-            # A policy that raises: what was planned so far is undone.
+            # A policy that raises: what was planned so far is undone, and everything stays.
             for move in plan.moves:
+                move.is_ahead = True
                 self._room.finish_move(move, written=False)
             for number, got in grants.items():
                 self._room.release(number, got)
