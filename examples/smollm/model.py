@@ -44,6 +44,7 @@ class ModelConfig:
         heads: Query heads.
         kv_heads: Heads of keys and values; `heads // kv_heads` query heads share one.
         head_dim: Width of a head.
+        feed: Width inside the feed-forward part.
         context_tokens: Longest prompt and answer together.
         rope_base: Base of the rotary frequencies.
         norm_epsilon: Added to a mean square before its root is taken.
@@ -53,6 +54,7 @@ class ModelConfig:
     heads: int
     kv_heads: int
     head_dim: int
+    feed: int
     context_tokens: int
     rope_base: float
     norm_epsilon: float
@@ -66,24 +68,29 @@ class ModelConfig:
         """
         if file.values.get("general.architecture") != "llama":
             raise GGUFError("the file's model is not of the llama type")
-        width, heads = (
-            file.integer("llama.embedding_length"),
-            file.integer("llama.attention.head_count"),
-        )
+        width = file.integer("llama.embedding_length")
+        heads = file.integer("llama.attention.head_count")
         kv_heads = file.integer("llama.attention.head_count_kv")
-        if min(width, heads, kv_heads) < 1 or width % heads or heads % kv_heads:
-            raise GGUFError(
-                f"{width} wide, {heads} heads, {kv_heads} KV heads: that does not divide"
-            )
-        return cls(
+        if min(width, heads, kv_heads) < 1 or width % (2 * heads) or heads % kv_heads:
+            raise GGUFError(f"{width} wide, {heads} heads, {kv_heads} for KV does not divide")
+        config = cls(
             layers=file.integer("llama.block_count"),
             heads=heads,
             kv_heads=kv_heads,
             head_dim=width // heads,
+            feed=file.integer("llama.feed_forward_length"),
             context_tokens=file.integer("llama.context_length"),
             rope_base=file.number("llama.rope.freq_base"),
             norm_epsilon=file.number("llama.attention.layer_norm_rms_epsilon"),
         )
+        if not (
+            1 <= config.layers <= 1000
+            and 1 <= config.context_tokens <= 1 << 17
+            and 1 < config.rope_base < 1e9
+            and 0 < config.norm_epsilon < 1
+        ):
+            raise GGUFError(f"that is no model: {config}")
+        return config
 
 
 @dataclass(frozen=True, slots=True)
@@ -111,9 +118,10 @@ class Model:
 
     def __init__(self, file: GGUFFile) -> None:
         self.config = config = ModelConfig.from_file(file)
-        self.embedding = file.read("token_embd.weight")
-        self.output_norm = file.read("output_norm.weight")
-        self.layers = [_read_layer(file, f"blk.{index}.") for index in range(config.layers)]
+        width, words = config.heads * config.head_dim, len(file.strings("tokenizer.ggml.tokens"))
+        self.embedding = _read(file, "token_embd", words, width)
+        self.output_norm = _read(file, "output_norm", width)
+        self.layers = [_read_layer(file, f"blk.{index}.", config) for index in range(config.layers)]
         # Rotary embedding turns pairs of neighbours: the order in which the file has them.
         frequencies = config.rope_base ** (-np.arange(0, config.head_dim, 2) / config.head_dim)
         angles = np.outer(np.arange(config.context_tokens + CHUNK_TOKENS), frequencies)
@@ -215,19 +223,28 @@ class Model:
         return normed
 
 
-def _read_layer(file: GGUFFile, prefix: str) -> Layer:
-    def matrix(*names: str) -> Floats:
+def _read(file: GGUFFile, name: str, *shape: int) -> Floats:
+    tensor = file.read(f"{name}.weight")
+    if tensor.shape != shape:
+        raise GGUFError(f"tensor {name!r} should be of shape {shape}, not {tensor.shape}")
+    return tensor
+
+
+def _read_layer(file: GGUFFile, prefix: str, config: ModelConfig) -> Layer:
+    width, kv_width = config.heads * config.head_dim, config.kv_heads * config.head_dim
+
+    def matrix(inputs: int, **outputs: int) -> Floats:
         """Join matrices side by side: one large product is faster than several."""
-        parts = [file.read(f"{prefix}{name}.weight").T for name in names]
+        parts = [_read(file, prefix + name, size, inputs).T for name, size in outputs.items()]
         return np.ascontiguousarray(np.concatenate(parts, axis=1))
 
     return Layer(
-        attention_norm=file.read(f"{prefix}attn_norm.weight"),
-        query_key_value=matrix("attn_q", "attn_k", "attn_v"),
-        attention_out=matrix("attn_output"),
-        feed_norm=file.read(f"{prefix}ffn_norm.weight"),
-        gate_up=matrix("ffn_gate", "ffn_up"),
-        down=matrix("ffn_down"),
+        attention_norm=_read(file, f"{prefix}attn_norm", width),
+        query_key_value=matrix(width, attn_q=width, attn_k=kv_width, attn_v=kv_width),
+        attention_out=matrix(width, attn_output=width),
+        feed_norm=_read(file, f"{prefix}ffn_norm", width),
+        gate_up=matrix(width, ffn_gate=config.feed, ffn_up=config.feed),
+        down=matrix(config.feed, ffn_down=width),
     )
 
 

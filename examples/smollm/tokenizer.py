@@ -96,8 +96,10 @@ class Tokenizer:
         self._ids = {token: index for index, token in enumerate(self._tokens)}
         kinds = file.integers("tokenizer.ggml.token_type")
         self._control = {index for index, kind in enumerate(kinds) if kind == CONTROL}
-        merges = (merge.split(" ") for merge in file.strings("tokenizer.ggml.merges"))
-        self._ranks = {(left, right): rank for rank, (left, right) in enumerate(merges)}
+        merges = (merge.partition(" ") for merge in file.strings("tokenizer.ggml.merges"))
+        self._ranks = {(left, right): rank for rank, (left, _, right) in enumerate(merges)}
+        if missing := {left + right for left, right in self._ranks} - self._ids.keys():
+            raise GGUFError(f"the vocabulary lacks {len(missing)} of the tokens that it merges to")
         self.end_of_turn = self._control_id("<|im_end|>")
         self._start_of_turn = self._control_id("<|im_start|>")
         self._words: dict[str, tuple[int, ...]] = {}
@@ -158,4 +160,6 @@ class Tokenizer:
                 break
             at = ranks.index(best)
             parts[at : at + 2] = [parts[at] + parts[at + 1]]
-        return tuple(self._ids[part] for part in parts)
+        # A few bytes were in no text that the vocabulary was made from, some control characters
+        # for instance. They are left out.
+        return tuple(self._ids[part] for part in parts if part in self._ids)

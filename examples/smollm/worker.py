@@ -33,12 +33,12 @@ class Worker:
         try:
             await asyncio.wait([ended])  # which leaves the job alone when this is cancelled
         except asyncio.CancelledError:
-            while not job.cancel() and not ended.done():
-                try:
-                    await asyncio.wait([ended])
-                except asyncio.CancelledError:
-                    continue  # cancelled again; the first one is on its way
-            if not ended.cancelled():
+            if not job.cancel():
+                while not ended.done():
+                    try:
+                        await asyncio.wait([ended])
+                    except asyncio.CancelledError:
+                        continue  # cancelled again; the first one is on its way
                 ended.exception()  # nobody is left to hear of it
             raise
         return ended.result()
