@@ -35,8 +35,6 @@ QUESTIONS = (
     "What is this library for? Answer in two sentences.",
     "What does it guarantee when a task is cancelled? Answer in two sentences.",
 )
-NO_WEIGHTS = 3
-"""Exit status where the model's file is not there."""
 
 
 @dataclass(slots=True)
@@ -246,8 +244,8 @@ def main() -> int:
         json.dump([dataclasses.asdict(case) for case in cases], sys.stdout)
         return 0
     if find_weights() is None:
-        return NO_WEIGHTS
-    print("SmolLM2-135M answers prompts of about 1,000 tokens, on one thread; half a minute ...")
+        sys.exit("demo: the model's weights are not installed; scripts/demo does that")
+    print("SmolLM2-135M answers prompts of 1,000 tokens, on one thread; half a minute", flush=True)
     with tempfile.TemporaryDirectory(prefix="kvoffload-demo.") as folder:
         cases = run_parts(Path(folder, "cold"))
     print(f"\n{table_of(cases)}\n")

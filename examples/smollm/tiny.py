@@ -11,7 +11,7 @@ import numpy as np
 from .gguf import Floats
 from .tokenizer import BYTE_LETTERS, CONTROL
 
-LAYERS, HEADS, KV_HEADS, WIDTH, FEED, CONTEXT = 2, 4, 2, 32, 48, 1024
+LAYERS, HEADS, KV_HEADS, WIDTH, FEED, CONTEXT = 2, 4, 2, 32, 48, 2048
 MERGES = ("Ġ t", "h e", "Ġt he", "l o")
 TOKENS = ("<|endoftext|>", "<|im_start|>", "<|im_end|>", *BYTE_LETTERS.values())
 
