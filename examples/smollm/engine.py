@@ -95,8 +95,8 @@ class Engine:
     ) -> None:
         self.model = model
         self.pool = PagedPool(pool_pages, model.geometry(dtype))
-        # Bytes mean something to a pool of the same layout alone, so the layout is in every key.
-        self.kv = kv.namespace(f"smollm2-135m-q4_1/{self.pool.geometry.layout}")
+        # Bytes mean something with the same weights and the same layout alone: so in every key.
+        self.kv = kv.namespace(f"{model.fingerprint}/{self.pool.geometry.layout}")
         self.load_timeout_s = load_timeout_s
         self.worker = Worker()
         self._turns: WeakValueDictionary[bytes, asyncio.Lock] = WeakValueDictionary()

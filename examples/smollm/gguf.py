@@ -7,6 +7,7 @@ little-endian. The file is mapped into memory, so opening it reads the head and 
 
 from __future__ import annotations
 
+import hashlib
 import importlib.util
 import math
 import mmap
@@ -159,6 +160,10 @@ class GGUFFile:
         raw = np.frombuffer(self._map, np.uint8, info.num_bytes, info.offset)
         decoded = info.format.decode(raw)
         return (decoded.copy() if decoded.base is not None else decoded).reshape(info.shape)
+
+    def fingerprint(self) -> str:
+        """Return a digest of the whole file; it takes a moment, so not in an event loop."""
+        return hashlib.sha256(self._map).hexdigest()[:16]
 
     def integer(self, name: str) -> int:
         """Return a value that must be a whole number."""

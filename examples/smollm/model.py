@@ -117,6 +117,7 @@ class Model:
     """
 
     def __init__(self, file: GGUFFile) -> None:
+        self.fingerprint = file.fingerprint()
         self.config = config = ModelConfig.from_file(file)
         width, words = config.heads * config.head_dim, len(file.strings("tokenizer.ggml.tokens"))
         self.embedding = _read(file, "token_embd", words, width)

@@ -12,8 +12,10 @@ from typing import Literal
 import pytest
 from examples.smollm.conftest import Loaded
 from examples.smollm.engine import Engine, Origin
+from examples.smollm.gguf import GGUFFile
 from examples.smollm.model import BLOCK_TOKENS, Model
 from examples.smollm.pool import PagedPool, PoolFullError
+from examples.smollm.tiny import write_tiny
 from examples.smollm.worker import Worker
 
 from kvoffload import (
@@ -177,6 +179,19 @@ async def test_many_chats_at_once_say_what_each_says_alone(tiny: Loaded, tmp_pat
             said = await asyncio.gather(*(ask(engine, prompt) for prompt in prompts))
             assert [answer for answer, _ in said] == alone
         check_nothing_left(engine, kv)
+
+
+async def test_other_weights_find_nothing(tiny: Loaded, tmp_path: Path) -> None:
+    """In the same directory: what one model computed is wrong for any other."""
+    prompt = prompt_of(tiny)
+    with GGUFFile(write_tiny(tmp_path / "other.gguf", seed=8)) as file:
+        other = Model(file)
+    async with opened(tiny[1], tmp_path) as (engine, _, _):
+        await ask(engine, prompt)
+    async with opened(other, tmp_path) as (engine, _, _):
+        assert (await ask(engine, prompt))[1].computed_tokens == len(prompt)
+    async with opened(tiny[1], tmp_path) as (engine, _, _):
+        assert (await ask(engine, prompt))[1].computed_tokens < BLOCK_TOKENS
 
 
 async def test_a_stop_token_ends_the_answer(tiny: Loaded, tmp_path: Path) -> None:
