@@ -154,7 +154,7 @@ async def test_a_client_that_vanishes_leaves_nothing(host: Host) -> None:
         await kv.prepare_load(["x"])
         await kv.prepare_store(["y"])
         async with kv.load(["x"]), kv.request(["x"]):
-            assert holds(hosted) == (1, 1, 4)
+            assert holds(hosted) == (1, 1, 5)
             await kv._http.close()
             await eventually(lambda: holds(hosted) == (0, 0, 0))
     await hosted.leave()
