@@ -21,7 +21,7 @@ ROOT = Path(__file__).parents[1]
 os.environ["OPENBLAS_NUM_THREADS"] = "1"  # before NumPy is imported
 sys.path.insert(0, str(ROOT))
 
-from examples.smollm.demo import load_model, make_manager, make_prompts  # noqa: E402
+from examples.smollm.demo import DOCUMENT, load_model, make_manager, make_prompts  # noqa: E402
 from examples.smollm.engine import Engine, Origin  # noqa: E402
 from examples.smollm.model import Model  # noqa: E402
 from examples.smollm.tokenizer import Message, Tokenizer  # noqa: E402
@@ -96,7 +96,7 @@ def main() -> None:
     with tempfile.TemporaryDirectory(prefix="kvoffload-bench.") as folder:
         for name, value in describe_machine(Path(folder)).items():
             print(f"{name}: {value}")
-        prompt = make_prompts(tokenizer)[0]
+        prompt = make_prompts(tokenizer, DOCUMENT.read_text(encoding="utf-8"))[0]
         asyncio.run(one_prompt(model, prompt, rounds, Path(folder, "prompt")))
         asyncio.run(chat(tokenizer, model, Path(folder, "chat")))
 

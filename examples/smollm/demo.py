@@ -13,6 +13,7 @@ import asyncio
 import dataclasses
 import json
 import os
+import shutil
 import subprocess
 import sys
 import tempfile
@@ -29,6 +30,7 @@ from .model import Model
 from .tokenizer import Message, Tokenizer
 
 ROOT = Path(__file__).parents[2]
+DOCUMENT = ROOT / "README.md"
 ANSWER_TOKENS = 32
 SYSTEM_TOKENS = 960
 QUESTIONS = (
@@ -86,9 +88,9 @@ def make_manager(model: Model, cold: str | Path, dtype: str = "float32") -> Asyn
     return AsyncLRUManager(hot=MemoryTier(100, block_bytes), cold=disk)
 
 
-def make_prompts(tokenizer: Tokenizer) -> list[list[int]]:
-    """Return one prompt for each question, all with the same long system prompt."""
-    document = tokenizer.encode((ROOT / "README.md").read_text(encoding="utf-8"))
+def make_prompts(tokenizer: Tokenizer, text: str) -> list[list[int]]:
+    """Return one prompt for each question, all with the same long system prompt on a text."""
+    document = tokenizer.encode(text)
     system = "You answer questions about this document.\n\n"
     system += tokenizer.decode(document[:SYSTEM_TOKENS])
     return [
@@ -131,7 +133,7 @@ async def measure(
 async def run_part(part: str, cold: Path) -> list[Case]:
     """Run what belongs in one process."""
     tokenizer, model = load_model()
-    prompts = make_prompts(tokenizer)
+    prompts = make_prompts(tokenizer, document_beside(cold).read_text(encoding="utf-8"))
     cases = []
     if part == "first":
         async with make_manager(model, cold) as kv, Engine(model, kv) as engine:
@@ -153,6 +155,11 @@ async def run_part(part: str, cold: Path) -> list[Case]:
     return cases
 
 
+def document_beside(cold: Path) -> Path:
+    """Return where the text lies that is asked about: a copy, for both processes the same."""
+    return cold.with_name("document.md")
+
+
 def run_parts(cold: Path) -> list[Case]:
     """Run all parts, each in a process of its own.
 
@@ -161,6 +168,7 @@ def run_parts(cold: Path) -> list[Case]:
     """
     # One thread of linear algebra: so all figures mean the same on any number of cores.
     environment = os.environ | {"OPENBLAS_NUM_THREADS": "1"}
+    shutil.copyfile(DOCUMENT, document_beside(cold))
     cases = []
     for part in ("first", "restarted"):
         command = [sys.executable, "-m", __spec__.name, "--part", part, "--cold", str(cold)]
