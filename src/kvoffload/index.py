@@ -129,14 +129,15 @@ class Index:
     def unpin(self, entries: Iterable[BlockEntry]) -> None:
         """Take one pin back from each block; a block dropped meanwhile gives its slots back."""
         released: list[Key] = []
+        pinned, levels, namespaced = self.pinned, self.levels, self.namespaced
         for entry in entries:
-            entry.pin_count -= 1
-            if not entry.pin_count:
+            entry.pin_count = pins = entry.pin_count - 1
+            if not pins:
                 if entry.state is READY:
                     key = entry.key
-                    self.pinned.discard(key)
-                    self.levels[entry.level].stuck -= 1
-                    if type(key) is tuple:
+                    pinned.discard(key)
+                    levels[entry.level].stuck -= 1
+                    if namespaced and type(key) is tuple:
                         self.pinned_of[key[0]] -= 1
                     released.append(key)
                 else:

@@ -65,13 +65,6 @@ class LeaseScope:
     async def __aenter__(self) -> Lease:
         """Pin the blocks, and read those that have no address of their own."""
         core = self._core
-        if core.observers:
-            with core.observed("load", self._keys):
-                return await self._enter()
-        return await self._enter()
-
-    async def _enter(self) -> Lease:
-        core = self._core
         core.check()
         if self._entries is not None:
             raise ClosedError("a lease is entered once: call load() again")
@@ -163,3 +156,14 @@ class LeaseScope:
         else:
             self._holder.take_pins_back(self)
         return derived
+
+
+class ObservedLeaseScope(LeaseScope):
+    """The same where the manager has observers: a load lasts until the bytes are there."""
+
+    __slots__ = ()
+
+    async def __aenter__(self) -> Lease:
+        """Enter, observed."""
+        with self._core.observed("load", self._keys):
+            return await super().__aenter__()

@@ -13,7 +13,7 @@ from .blocks import BlockEntry
 from .checks import check_count, check_seconds
 from .core import Core, Outcome
 from .errors import ClosedError, ConfigError
-from .lease import LeaseScope
+from .lease import LeaseScope, ObservedLeaseScope
 from .movement.planning import plan_load
 from .payloads import check_payloads
 from .retention import Retention, as_retention
@@ -55,7 +55,6 @@ class RequestScope:
         self._next = 0
         self._rejection: RejectReason | None = None
         self._storing = False
-        self._observed: ExitStack | None = None
 
     @property
     def hit(self) -> int:
@@ -91,17 +90,7 @@ class RequestScope:
         if self._entered:
             raise ClosedError("a request is entered once: call request() again")
         self._entered = True
-        if core.observers:
-            with ExitStack() as stack:
-                stack.enter_context(core.observed("request", self._keys))
-                await self._enter()
-                self._observed = stack.pop_all()
-        else:
-            await self._enter()
-        return self
-
-    async def _enter(self) -> None:
-        core, index, keys = self._core, self._core.index, self._keys
+        index, keys = core.index, self._keys
         entries = index.prefix(keys)
         if len(entries) < len(keys):
             if self._wait_pending_s > 0:
@@ -109,11 +98,12 @@ class RequestScope:
             index.count("misses", keys[len(entries) :])
             keys = keys[: len(entries)]
         index.pin(entries)
-        self._pinned += entries
+        self._pinned = entries
         self._hit = self._next = len(entries)
         if core.read_ahead is not None:
             self._ahead = core.read_ahead(keys)
         index.count("hits", keys)
+        return self
 
     async def __aexit__(
         self,
@@ -127,11 +117,7 @@ class RequestScope:
         self._ended = True
         for prefetcher in self._core.prefetchers if self._ahead else ():
             prefetcher.cancel(self._ahead, asked=False)  # nobody will want them any more
-        try:
-            self._end()
-        finally:
-            if self._observed is not None:
-                self._observed.__exit__(exc_type, exc, traceback)
+        self._end()
 
     def plan(
         self, *, tokens_per_s: float, block_tokens: int = 16, deadline_s: float | None = None
@@ -183,7 +169,8 @@ class RequestScope:
             count = check_count("num_blocks", num_blocks, least=0)
             if count > self._hit:
                 raise ConfigError(f"num_blocks={count}, but only {self._hit} blocks were hit")
-        return LeaseScope(
+        scope = ObservedLeaseScope if self._core.observers else LeaseScope
+        return scope(
             self._core,
             self._keys[:count],
             self._block_hashes[:count],
@@ -315,3 +302,30 @@ class RequestScope:
                 hit = index.prefix_hit(self._keys)
         self._core.check()
         return index.prefix(self._keys)
+
+
+class ObservedRequestScope(RequestScope):
+    """The same where the manager has observers: a request lasts until its scope is left."""
+
+    _observed: ExitStack | None = None
+
+    async def __aenter__(self) -> RequestScope:
+        """Enter, observed."""
+        with self._core.observed("request", self._keys) as observed:
+            await super().__aenter__()
+            self._observed = observed.pop_all()
+        return self
+
+    async def __aexit__(
+        self,
+        exc_type: type[BaseException] | None,
+        exc: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        """Leave, and let the observers know how."""
+        observed, self._observed = self._observed, None
+        try:
+            await super().__aexit__(exc_type, exc, traceback)
+        finally:
+            if observed is not None:
+                observed.__exit__(exc_type, exc, traceback)

@@ -22,12 +22,12 @@ from ..core import Core, CoreOptions, Outcome
 from ..errors import ConfigError
 from ..events import OffloadingEvent
 from ..keys import check_chain, check_hashes, check_key_lengths
-from ..lease import LeaseScope
+from ..lease import LeaseScope, ObservedLeaseScope
 from ..metrics import ManagerStats
 from ..named import Named
 from ..observing import Observer
 from ..payloads import check_payloads, check_sizes
-from ..request import RequestScope
+from ..request import ObservedRequestScope, RequestScope
 from ..retention import Retention, as_retention
 from ..shares import Shares
 from ..streamed import Source, store_from_source
@@ -225,7 +225,8 @@ class Contract:
         if timeout_s is not None:
             check_seconds("timeout_s", timeout_s)
         hashes = check_hashes(block_hashes)
-        return LeaseScope(self._core, self._keys(hashes), hashes, timeout_s)
+        scope = ObservedLeaseScope if self._core.observers else LeaseScope
+        return scope(self._core, self._keys(hashes), hashes, timeout_s)
 
     def request(
         self,
@@ -246,14 +247,16 @@ class Contract:
             TypeError: A hash is no `bytes`, `str` or `int`.
             ConfigError: `wait_pending_s` is negative or not finite, or `retention` is neither.
         """
-        check_seconds("wait_pending_s", wait_pending_s)
+        if wait_pending_s != 0.0:
+            check_seconds("wait_pending_s", wait_pending_s)
         hashes = check_chain(block_hashes, self._name_of_keys)
-        return RequestScope(
+        scope = ObservedRequestScope if self._core.observers else RequestScope
+        return scope(
             self._core,
             self._keys(hashes),
             hashes,
             wait_pending_s,
-            as_retention(retention),
+            None if retention is None else as_retention(retention),
             self._to_result,
         )
 
