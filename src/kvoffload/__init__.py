@@ -35,6 +35,8 @@ from .policy.fifo import FIFOPolicy as FIFOPolicy
 from .policy.lru import LRUPolicy as LRUPolicy
 from .policy.s3fifo import S3FIFOPolicy as S3FIFOPolicy
 from .policy.weighted import WeightedPolicy as WeightedPolicy
+from .remote.protocol import RemoteOutcome as RemoteOutcome
+from .remote.protocol import RemoteTier as RemoteTier
 from .retention import Retention as Retention
 from .shares import NamespaceShare as NamespaceShare
 from .tiers.disk import DiskTier as DiskTier
@@ -107,6 +109,8 @@ __all__ = (
     "PrefetchingLRUManager",
     "PrepareStoreOutput",
     "RejectReason",
+    "RemoteOutcome",
+    "RemoteTier",
     "Request",
     "Retention",
     "S3FIFOPolicy",

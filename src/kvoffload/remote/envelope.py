@@ -1,0 +1,73 @@
+"""How a block looks in an engine that knows nothing but values: a header, and the payload.
+
+The header says whose bytes these are, and its two checksums that they are those: of another format,
+key, layout or length, nothing is ever returned.
+
+```
+offset  bytes
+0       4      magic, "KVOR"
+4       1      format version
+5       1      length of the key
+6       2      zero
+8       8      payload bytes
+16      8      xxh3 of the layout's name, 0 for none
+24      8      xxh3 of the payload
+32      8      xxh3 of the 32 bytes above and of the key
+40             canonical key
+40+key         payload
+```
+
+All numbers are little-endian.
+"""
+
+from __future__ import annotations
+
+import struct
+
+from xxhash import xxh3_64_intdigest
+
+MAGIC = b"KVOR"
+VERSION = 1
+_FIELDS = struct.Struct("<4sBBHQQQ")
+_CHECKSUM = struct.Struct("<Q")
+_FIXED_BYTES = _FIELDS.size + _CHECKSUM.size
+
+
+def header_bytes(key: bytes) -> int:
+    """Return how many bytes of a value come before the payload."""
+    return _FIXED_BYTES + len(key)
+
+
+def layout_fingerprint(layout: str) -> int:
+    """Return what stands for a layout in headers and names; 0 for none."""
+    return xxh3_64_intdigest(layout.encode()) if layout else 0
+
+
+def seal(key: bytes, payload: memoryview, layout: int) -> bytes:
+    """Return the header of a block."""
+    fields = _FIELDS.pack(
+        MAGIC, VERSION, len(key), 0, payload.nbytes, layout, xxh3_64_intdigest(payload)
+    )
+    return fields + _CHECKSUM.pack(xxh3_64_intdigest(fields + key)) + key
+
+
+def mistake(header: bytes | bytearray, key: bytes, payload: memoryview, layout: int) -> str | None:
+    """Return what is wrong with a value that was read for a key; `None` if it is the block."""
+    fields = bytes(header[: _FIELDS.size])
+    magic, version, key_length, _, size, found_layout, checksum = _FIELDS.unpack(fields)
+    if magic != MAGIC:
+        return "it is no block"
+    if version != VERSION:
+        return f"it has format version {version}, not {VERSION}"
+    found = bytes(header[_FIXED_BYTES:])
+    if _CHECKSUM.unpack_from(header, _FIELDS.size)[0] != xxh3_64_intdigest(fields + found):
+        return "its header does not check"
+    if found != key or key_length != len(key):
+        return "it is another block"
+    if found_layout != layout:
+        return "it has another layout"
+    if size != payload.nbytes:
+        return f"it has {size} bytes of payload, not {payload.nbytes}"
+    if checksum != xxh3_64_intdigest(payload):
+        return "its payload does not check"
+    return None
