@@ -8,7 +8,13 @@ from typing import TypeVar, cast
 
 import anyio
 
-from ...errors import TierError, TierTimeoutError, TierUnavailableError
+from ...errors import (
+    CapacityError,
+    OffloadError,
+    TierError,
+    TierTimeoutError,
+    TierUnavailableError,
+)
 from ...index import Index
 from ...levels import Level
 from ...remote.protocol import RemoteTier
@@ -157,3 +163,16 @@ class _WithoutSlots:
         self.medium = tier.medium
         self.block_bytes = block_bytes
         self.state = TierState.SERVING
+
+
+def again(error: OffloadError) -> OffloadError:
+    """Return a new error like one that others get too."""
+    fresh: OffloadError
+    if isinstance(error, TierError):
+        known: tuple[Callable[..., TierError], ...] = (TierTimeoutError, TierUnavailableError)
+        kind = next((kind for kind in known if type(error) is kind), TierError)
+        fresh = kind(str(error), tier=error.tier, block_hash=error.block_hash)
+    else:
+        fresh = CapacityError(str(error))
+    fresh.__cause__ = error
+    return fresh

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 
 import anyio
 
@@ -15,7 +15,6 @@ from ...errors import (
     LoadTimeoutError,
     OffloadError,
     TierError,
-    TierTimeoutError,
     TierUnavailableError,
 )
 from ...index import Index
@@ -24,7 +23,7 @@ from ...remote.protocol import RemoteOutcome
 from ...types import ByteArray, Key
 from ..storing import Storing
 from ..transfer import Transfer
-from .engine import Engine
+from .engine import Engine, again
 from .sightings import Sightings
 
 BATCH_BYTES = 32 * 1024 * 1024
@@ -112,7 +111,7 @@ class Fetching:
                     await fetch.landed.wait()
             for fetch in mine:
                 if fetch.error is not None:
-                    raise _again(fetch.error)
+                    raise again(fetch.error)
         except BaseException as exc:
             self._leave(mine)
             index.unpin(held)
@@ -272,16 +271,3 @@ def _batches(fetches: Sequence[Fetch]) -> Iterator[list[Fetch]]:
         size += fetch.entry.size
     if batch:
         yield batch
-
-
-def _again(error: OffloadError) -> OffloadError:
-    """Return a new error like one that others get too."""
-    fresh: OffloadError
-    if isinstance(error, TierError):
-        known: tuple[Callable[..., TierError], ...] = (TierTimeoutError, TierUnavailableError)
-        kind = next((kind for kind in known if type(error) is kind), TierError)
-        fresh = kind(str(error), tier=error.tier, block_hash=error.block_hash)
-    else:
-        fresh = CapacityError(str(error))
-    fresh.__cause__ = error
-    return fresh

@@ -10,7 +10,7 @@ from ...errors import TierError
 from ...index import Index
 from ...jobs import Jobs
 from ...types import Key
-from .engine import Engine
+from .engine import Engine, again
 
 ASK_BLOCKS = 512
 """Blocks of a chain asked for in one round trip; as many tokens as most prompts have."""
@@ -24,11 +24,12 @@ UNKNOWN = -1
 class Ask:
     """One question under way, for any number of callers."""
 
-    __slots__ = ("found", "landed", "void")
+    __slots__ = ("error", "found", "landed", "void")
 
     def __init__(self) -> None:
         self.landed = anyio.Event()
         self.found: dict[Key, int | None] = {}
+        self.error: TierError | None = None
         self.void: set[Key] = set()
         """Deleted while the question was under way: the answer says nothing of them."""
 
@@ -158,8 +159,8 @@ class Sightings:
             self._jobs.start(lambda _: self._run(started, new))
         await ask.landed.wait()
         told.update(ask.found)
-        if must and not ask.found:
-            await self._engine.call(self._engine.tier.check)  # raises what is the matter
+        if must and ask.error is not None:
+            raise again(ask.error)
 
     async def _run(self, ask: Ask, keys: Sequence[Key]) -> None:
         most = self._index.levels[0].tier.block_bytes
@@ -171,8 +172,8 @@ class Sightings:
                 ask.found[key] = found
                 if key not in ask.void:
                     self.note(key, found)
-        except TierError:
-            pass  # the engine's state tells
+        except TierError as exc:
+            ask.error = exc
         finally:
             for key in keys:
                 del self._asking[key]
