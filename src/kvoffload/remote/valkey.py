@@ -15,7 +15,6 @@ from ..checks import check_count, check_seconds
 from ..copying import INLINE_COPY_BYTES
 from ..errors import ClosedError, ConfigError, CorruptBlockError, TierError, TierUnavailableError
 from ..keys import check_namespace, decode_key
-from ..scheduling import step_aside
 from ..types import Medium
 from .envelope import VERSION, header_bytes, layout_fingerprint, mistake, seal
 from .nodes import Node, Nodes
@@ -102,9 +101,8 @@ class ValkeyTier:
             TierUnavailableError: It does not answer, or does not let us in; later calls try again.
         """
         if self._open is None:
-            executor = ThreadPoolExecutor(
-                CHECK_THREADS, thread_name_prefix="kvoffload-remote", initializer=step_aside
-            )
+            # They don't step aside for the loop as other threads do: its next write waits for them.
+            executor = ThreadPoolExecutor(CHECK_THREADS, thread_name_prefix="kvoffload-remote")
             address = self._address
             if self._wants_tls and address.ssl_context is None:
                 # It reads the system's certificates.
