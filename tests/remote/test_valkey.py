@@ -21,7 +21,7 @@ from kvoffload import (
     ValkeyTier,
 )
 from kvoffload.keys import encode_key
-from kvoffload.remote.envelope import header_bytes, layout_fingerprint, seal
+from kvoffload.remote.envelope import added_bytes, header_of, layout_fingerprint, trailer_of
 from kvoffload.testing import RemoteTierContract, payload_for
 
 from .servers import Server, free_port, make_certificates, system_binary
@@ -130,7 +130,7 @@ async def test_the_format(server: Server) -> None:
     assert isinstance(value, bytes)
     assert value.hex() == (
         "4b564f52010b000007000000000000000000000000000000"
-        "7b8d2d5bf061fe3254837321228eb779" + (key + b"payload").hex()
+        "9962f77779b88cd4" + (key + b"payload").hex() + "da0798bac277a31a"
     )
 
 
@@ -138,10 +138,17 @@ def damages() -> dict[str, bytes]:
     """Return values that are no block, each for another reason."""
     key, other = key_of("block"), key_of("other")
     payload = memoryview(payload_for(key, SIZE))
-    header = bytearray(seal(key, payload, 0))
-    good = bytes(header) + payload.tobytes()
+
+    def value(key: bytes, layout: int) -> bytes:
+        header = header_of(key, SIZE, layout)
+        return header + payload.tobytes() + trailer_of(header, payload)
+
+    good = value(key, 0)
+    swapped = value(other, 0)
     flipped = bytearray(good)
     flipped[-1] ^= 1
+    in_payload = bytearray(good)
+    in_payload[-9] ^= 1
     in_header = bytearray(good)
     in_header[20] ^= 1
     version = bytearray(good)
@@ -149,13 +156,15 @@ def damages() -> dict[str, bytes]:
     length = bytearray(good)
     struct.pack_into("<Q", length, 8, SIZE + 1)
     return {
-        "payload": bytes(flipped),
+        "payload": bytes(in_payload),
         "header": bytes(in_header),
         "version": bytes(version),
         "length": bytes(length),
         "magic": b"????" + good[4:],
-        "another block": seal(other, payload, 0) + payload.tobytes(),
-        "another layout": seal(key, payload, 5) + payload.tobytes(),
+        "trailer": bytes(flipped),
+        "another block": swapped,
+        "another's payload": good[: -SIZE - 8] + swapped[-SIZE - 8 :],
+        "another layout": value(key, 5),
         "zeros": bytes(len(good)),
     }
 
@@ -200,7 +209,7 @@ async def test_a_value_of_another_size_is_replaced(server: Server) -> None:
     assert await tier.find([key]) == [None]
     await put(tier, key)
     with server.client() as client:
-        client.set(name_of(key), bytes(header_bytes(key) + 7))
+        client.set(name_of(key), bytes(added_bytes(key) + 7))
     assert await get(tier, key) == [ABSENT]
     await put(tier, key)
     assert await get(tier, key) == [payload_for(key, SIZE)]

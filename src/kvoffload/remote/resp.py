@@ -42,23 +42,25 @@ class LostConnectionError(ConnectionError):
 
 
 class Value:
-    """Where a value's bytes belong: a header of this length, and then a payload that fills.
+    """Where a value's bytes belong: a header of this length, a payload that fills, a trailer.
 
     Attributes:
         header: The header, once it was read.
         payload: The buffer.
+        trailer: What comes after it.
     """
 
-    __slots__ = ("header", "payload")
+    __slots__ = ("header", "payload", "trailer")
 
-    def __init__(self, header_bytes: int, payload: memoryview) -> None:
+    def __init__(self, header_bytes: int, payload: memoryview, trailer_bytes: int) -> None:
         self.header = bytearray(header_bytes)
         self.payload = payload.cast("B") if payload.nbytes else payload
+        self.trailer = bytearray(trailer_bytes)
 
     @property
     def size(self) -> int:
         """Bytes of the value."""
-        return len(self.header) + self.payload.nbytes
+        return len(self.header) + self.payload.nbytes + len(self.trailer)
 
 
 @dataclass(frozen=True, slots=True)
@@ -132,17 +134,18 @@ class Connection(asyncio.BufferedProtocol):
         self._transport: asyncio.Transport
         self._loop = asyncio.get_running_loop()
         self._control = bytearray(CONTROL_BYTES)
-        self._start = self._end = 0  # of what was read and not looked at
+        self._start = self._stop = 0  # of what was read and not looked at
         self._skip = 0  # bytes to come that nobody wants
         self._waiting: deque[tuple[asyncio.Future[Reply], Value | None]] = deque()
         self._targets: list[memoryview] = []  # what is left to fill of the value that comes
+        self._ending: Value | None = None  # its payload is there, and its trailer not yet
         self._blocked: asyncio.Future[None] | None = None
         self._lost: LostConnectionError | None = None
 
     @property
     def is_idle(self) -> bool:
         """Whether it can be used by somebody else."""
-        return self._lost is None and not (self._waiting or self._skip > 2 or self._targets)
+        return self._lost is None and not (self._waiting or self._skip)
 
     # Sending
 
@@ -236,13 +239,13 @@ class Connection(asyncio.BufferedProtocol):
         """Return where the next bytes belong."""
         if self._targets:
             return self._targets[0]
-        if self._end == len(self._control):
-            rest = self._control[self._start : self._end]
+        if self._stop == len(self._control):
+            rest = self._control[self._start : self._stop]
             size = len(self._control) * (2 if 2 * len(rest) > len(self._control) else 1)
             self._control = bytearray(max(size, CONTROL_BYTES))
             self._control[: len(rest)] = rest
-            self._start, self._end = 0, len(rest)
-        return memoryview(self._control)[self._end :]
+            self._start, self._stop = 0, len(rest)
+        return memoryview(self._control)[self._stop :]
 
     def buffer_updated(self, nbytes: int) -> None:
         """Look at what came."""
@@ -251,14 +254,14 @@ class Connection(asyncio.BufferedProtocol):
         if self._targets:
             self._fill(nbytes)
             return
-        self._end += nbytes
+        self._stop += nbytes
         try:
             self._parse()
         except ValueError as exc:
             self._end_all(LostConnectionError(f"not the protocol that was expected: {exc}"))
             self._transport.abort()
-        if self._start == self._end:
-            self._start = self._end = 0
+        if self._start == self._stop:
+            self._start = self._stop = 0
 
     # Inside
 
@@ -279,8 +282,7 @@ class Connection(asyncio.BufferedProtocol):
             return
         del self._targets[0]
         if not self._targets:
-            self._skip = 2  # the end of its line
-            self._answer(True)
+            self._ending = self._waiting[0][1]
 
     def _answer(self, reply: Reply) -> None:
         future, _ = self._waiting.popleft()
@@ -289,17 +291,21 @@ class Connection(asyncio.BufferedProtocol):
 
     def _parse(self) -> None:
         """Take the replies that are complete, and begin with a value where its head is."""
-        while self._start < self._end:
+        while self._start < self._stop:
             if self._skip:
-                skipped = min(self._skip, self._end - self._start)
+                skipped = min(self._skip, self._stop - self._start)
                 self._skip -= skipped
                 self._start += skipped
+                continue
+            if self._ending is not None:
+                if not self._end(self._ending):
+                    return
                 continue
             if not self._waiting:
                 raise ValueError("a reply to no command")
             value = self._waiting[0][1]
             if value is None or self._control[self._start] != _BULK:
-                found = _parse(self._control, self._start, self._end)
+                found = _parse(self._control, self._start, self._stop)
                 if found is None:
                     return
                 reply, self._start = found
@@ -307,9 +313,20 @@ class Connection(asyncio.BufferedProtocol):
             elif not self._begin(value):
                 return
 
+    def _end(self, value: Value) -> bool:
+        """Take what comes after a value's payload, if all of it is there."""
+        after = self._start + len(value.trailer)
+        if after + 2 > self._stop:
+            return False
+        value.trailer[:] = self._control[self._start : after]
+        self._start = after + 2
+        self._ending = None
+        self._answer(True)
+        return True
+
     def _begin(self, value: Value) -> bool:
         """Begin with a value, or not where it is none; say whether there is more to look at."""
-        line = _line(self._control, self._start + 1, self._end)
+        line = _line(self._control, self._start + 1, self._stop)
         if line is None:
             return False
         number, self._start = line
@@ -321,12 +338,14 @@ class Connection(asyncio.BufferedProtocol):
         header = memoryview(value.header)
         self._targets = [part for part in (header, value.payload) if part.nbytes]
         with memoryview(self._control) as control:
-            while self._targets and self._start < self._end:
+            while self._targets and self._start < self._stop:
                 target = self._targets[0]
-                count = min(len(target), self._end - self._start)
+                count = min(len(target), self._stop - self._start)
                 target[:count] = control[self._start : self._start + count]
                 self._start += count
                 self._fill(count)
+        if not (header.nbytes or value.payload.nbytes):
+            self._ending = value
         return not self._targets
 
 

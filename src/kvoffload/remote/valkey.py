@@ -16,10 +16,19 @@ from ..copying import INLINE_COPY_BYTES
 from ..errors import ClosedError, ConfigError, CorruptBlockError, TierError, TierUnavailableError
 from ..keys import check_namespace, decode_key
 from ..types import Medium
-from .envelope import VERSION, header_bytes, layout_fingerprint, mistake, seal
+from .envelope import (
+    TRAILER_BYTES,
+    VERSION,
+    added_bytes,
+    header_bytes,
+    header_of,
+    layout_fingerprint,
+    mistake,
+    trailer_of,
+)
 from .nodes import Node, Nodes
 from .protocol import RemoteOutcome
-from .resp import LostConnectionError, Part, Reply, ReplyError, Value, command
+from .resp import LostConnectionError, Reply, ReplyError, Value, command
 from .routing import Answer, Outcome, Told, Work, all_of, is_down, redirection, route
 from .url import parse_url
 
@@ -162,7 +171,7 @@ class ValkeyTier:
             await self._in_lanes(node, numbers, sizes, outcomes, read_lane, asking)
 
         async def read_lane(node: Node, numbers: Sequence[int], asking: bool) -> None:
-            values = [Value(header_bytes(keys[n]), into[n]) for n in numbers]
+            values = [Value(header_bytes(keys[n]), into[n], TRAILER_BYTES) for n in numbers]
             checks: list[tuple[int, Awaitable[str | None]]] = []
             async with node.data.connection() as connection:
                 replies: list[asyncio.Future[Reply]] = []
@@ -177,9 +186,8 @@ class ValkeyTier:
                 for number, value, reply in zip(numbers, values, replies, strict=True):
                     got = await connection.reply(reply)
                     if got is True:
-                        check = partial(
-                            mistake, value.header, keys[number], value.payload, self._layout
-                        )
+                        parts = value.header, value.trailer, keys[number], value.payload
+                        check = partial(mistake, *parts, self._layout)
                         checks.append((number, self._work(value.payload.nbytes, check)))
                     elif got is None:
                         outcomes[number] = RemoteOutcome.ABSENT
@@ -231,12 +239,14 @@ class ValkeyTier:
             await self._in_lanes(node, numbers, sizes, outcomes, write_lane, asking)
 
         async def write_lane(node: Node, numbers: Sequence[int], asking: bool) -> None:
-            sealing = self._seal(keys, payloads, numbers[:1])
             async with node.data.connection() as connection:
                 replies: list[asyncio.Future[Reply]] = []
-                for place, number in enumerate(numbers):
-                    header = await sealing
-                    sealing = self._seal(keys, payloads, numbers[place + 1 : place + 2])
+                for number in numbers:
+                    header = header_of(keys[number], sizes[number], self._layout)
+                    # Made while the payload is on its way.
+                    sealing = self._work(
+                        sizes[number], partial(trailer_of, header, payloads[number])
+                    )
                     if asking:
                         connection.expect()
                         await connection.send(command(b"ASKING"))
@@ -245,10 +255,16 @@ class ValkeyTier:
                         words,
                         len(names[number]),
                         names[number],
-                        len(header) + sizes[number],
+                        sizes[number] + added_bytes(keys[number]),
                         header,
                     )
-                    await connection.send(*_joined(begin, payloads[number], end))
+                    if sizes[number] > _JOINED_BYTES:
+                        await connection.send(begin, payloads[number].cast("B"))
+                        await connection.send(await sealing + end)
+                    else:  # one packet is sent sooner
+                        await connection.send(
+                            b"".join((begin, payloads[number], await sealing, end))
+                        )
                 for number, reply in zip(numbers, replies, strict=True):
                     got = await connection.reply(reply)
                     if got == b"OK":
@@ -377,7 +393,7 @@ class ValkeyTier:
         sizes: list[int | None] = []
         for key, reply in zip(keys, await self._ask_each(b"STRLEN", keys), strict=True):
             if isinstance(reply, int):
-                sizes.append(reply - header_bytes(key) if reply else None)
+                sizes.append(reply - added_bytes(key) if reply else None)
             else:
                 sizes.append(-1 if isinstance(reply, ReplyError) else None)
         return sizes
@@ -393,15 +409,6 @@ class ValkeyTier:
         done: asyncio.Future[T] = loop.create_future()
         done.set_result(work())
         return done
-
-    def _seal(
-        self, keys: Sequence[bytes], payloads: Sequence[memoryview], numbers: Sequence[int]
-    ) -> Awaitable[bytes]:
-        """Begin to make the header of a block; of none, where there is no more."""
-        if not numbers:
-            return self._work(0, bytes)
-        key, payload = keys[numbers[0]], payloads[numbers[0]]
-        return self._work(payload.nbytes, partial(seal, key, payload, self._layout))
 
     # Inside: what went wrong
 
@@ -434,13 +441,6 @@ class ValkeyTier:
         if isinstance(outcome, RemoteOutcome | TierError):
             return outcome
         return self._unavailable(LostConnectionError("it was cut off"))
-
-
-def _joined(begin: bytes, payload: memoryview, end: bytes) -> tuple[Part, ...]:
-    """Return the parts of a command; as one where they are small, for one packet is sent sooner."""
-    if payload.nbytes <= _JOINED_BYTES:
-        return (b"".join((begin, payload, end)),)
-    return begin, payload.cast("B"), end
 
 
 def _literally(text: bytes) -> bytes:
