@@ -6,6 +6,8 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import pytest
+
 from kvoffload import (
     ARCPolicy,
     AsyncLRUManager,
@@ -18,6 +20,7 @@ from kvoffload import (
     NamespaceShare,
     OffloadingManager,
     PrefetchingLRUManager,
+    RemoteTier,
     S3FIFOPolicy,
     Tier,
     TieredLRUManager,
@@ -27,12 +30,14 @@ from kvoffload import (
 from kvoffload.policy.partitions import PartitionedPolicy, make_partitions
 from kvoffload.testing import (
     CountingTier,
+    DictRemoteTier,
     DictSource,
     FaultyTier,
     ManagerContract,
     ManualClock,
     NamespaceContract,
     PolicyContract,
+    RemoteTierContract,
     RestartableTier,
     TierContract,
 )
@@ -102,6 +107,20 @@ class TestRestartableTier(TierContract):
         if not hasattr(self, "tier_of_this_test"):
             self.tier_of_this_test = RestartableTier(num_blocks, block_bytes)
         return self.tier_of_this_test
+
+
+# Remote tiers; those of engines are in tests/remote
+
+
+class TestDictRemoteTier(RemoteTierContract):
+    has_layouts = False
+
+    @pytest.fixture(autouse=True)
+    def engine(self) -> None:
+        self.store: dict[bytes, bytes] = {}
+
+    def make_tier(self, tmp_path: Path, *, layout: str = "") -> RemoteTier:
+        return DictRemoteTier(store=self.store)
 
 
 # Policies
@@ -283,6 +302,43 @@ class TestAsyncLRUManagerOfFourTiers(ManagerContract):
             cold=FaultyTier(MemoryTier(6, block_bytes, name="cold")),
             remote=FaultyTier(MemoryTier(3, block_bytes, name="remote")),
             policy="lru",
+            clock=clock,
+        )
+
+
+class TestAsyncLRUManagerWithRemoteTier(ManagerContract):
+    """Nothing is sent, so that it has nothing: then it can only be seen in what it costs."""
+
+    lower_blocks = 6
+    durable_blocks = 6
+
+    def make_manager(
+        self, tmp_path: Path, *, hot_blocks: int, block_bytes: int, clock: ManualClock
+    ) -> AsyncLRUManager:
+        return AsyncLRUManager(
+            hot=MemoryTier(hot_blocks, block_bytes),
+            cold=DiskTier(tmp_path / "cold", 6, block_bytes),
+            remote=DictRemoteTier(),
+            remote_ttl_s=0,
+            remote_queue_bytes=0,  # what is being sent is pinned after a call has ended
+            policy="lru",
+            clock=clock,
+        )
+
+
+class TestNamespacesWithRemoteTier(NamespaceContract):
+    """Of an engine that evicts everything at once."""
+
+    lower_blocks = 8
+
+    def make_manager(
+        self, tmp_path: Path, *, hot_blocks: int, block_bytes: int, clock: ManualClock
+    ) -> AsyncLRUManager:
+        return AsyncLRUManager(
+            hot=MemoryTier(hot_blocks, block_bytes),
+            cold=FaultyTier(MemoryTier(8, block_bytes, name="cold")),
+            remote=DictRemoteTier(most_blocks=0),
+            remote_ttl_s=0,
             clock=clock,
         )
 

@@ -35,6 +35,9 @@ from .policy.fifo import FIFOPolicy as FIFOPolicy
 from .policy.lru import LRUPolicy as LRUPolicy
 from .policy.s3fifo import S3FIFOPolicy as S3FIFOPolicy
 from .policy.weighted import WeightedPolicy as WeightedPolicy
+from .remote.protocol import RemoteOutcome as RemoteOutcome
+from .remote.protocol import RemoteTier as RemoteTier
+from .remote.valkey import ValkeyTier as ValkeyTier
 from .retention import Retention as Retention
 from .shares import NamespaceShare as NamespaceShare
 from .tiers.disk import DiskTier as DiskTier
@@ -107,6 +110,8 @@ __all__ = (
     "PrefetchingLRUManager",
     "PrepareStoreOutput",
     "RejectReason",
+    "RemoteOutcome",
+    "RemoteTier",
     "Request",
     "Retention",
     "S3FIFOPolicy",
@@ -122,6 +127,7 @@ __all__ = (
     "TierTimeoutError",
     "TierUnavailableError",
     "TieredLRUManager",
+    "ValkeyTier",
     "WeightedLRUManager",
     "WeightedPolicy",
     "WrongLoopError",

@@ -20,16 +20,29 @@ from .metrics import ManagerStats, new_counters
 from .movement.ahead import WorkingAhead
 from .movement.durability import Durability
 from .movement.loading import Loading
+from .movement.remote.part import Remote, RemoteOptions
 from .movement.storing import Stored, Storing
 from .movement.transfer import Transfer
 from .named import Named
 from .observing import Observer
 from .prefetch import Prefetcher
+from .remote.protocol import RemoteTier
 from .retention import Retention
 from .room import Room
 from .shares import Shares, namespace_of
 from .twophase import TwoPhase
-from .types import BlockHash, BlockState, ByteArray, Clock, EvictionPolicy, Key, RejectReason, Tier
+from .types import (
+    BlockHash,
+    BlockLocation,
+    BlockState,
+    ByteArray,
+    Clock,
+    EvictionPolicy,
+    FlushResult,
+    Key,
+    RejectReason,
+    Tier,
+)
 from .views import Staging
 
 log = logging.getLogger("kvoffload")
@@ -70,6 +83,7 @@ class CoreOptions:
         may_wait: Whether a store may wait for a lower tier.
         writes_through: Whether a store also writes to the persistent tier.
         shares: What namespaces may have, where any has a share; with the manager's policy.
+        remote: The tier that is shared with other managers, where there is one.
     """
 
     clock: Clock
@@ -83,6 +97,7 @@ class CoreOptions:
     may_wait: bool = True
     writes_through: bool = False
     shares: Shares | None = None
+    remote: RemoteOptions | None = None
 
 
 class OpenStore:
@@ -146,7 +161,7 @@ class Core:
     def __init__(
         self, name: str, tiers: Sequence[Tier], policy: EvictionPolicy, options: CoreOptions
     ) -> None:
-        check_tiers(tiers)
+        check_tiers(tiers, options.remote.tier if options.remote else None)
         self.namespace = check_namespace(options.namespace)
         self.block_bytes = tiers[0].block_bytes
         self.tiers = tuple(tiers)
@@ -166,6 +181,7 @@ class Core:
         self.read_ahead: Callable[[Sequence[Key]], Sequence[Key]] | None = None
         """Given the blocks that a request hit, fetches some that it will want; returns them."""
         self.observers: list[Observer] = []
+        self.remote: Remote | None = None
         # Made when the manager is opened, for they run its tasks and threads.
         self.transfer: Transfer
         self.jobs: Jobs
@@ -202,6 +218,10 @@ class Core:
         self.two_phase = TwoPhase(
             self.index, self.loading, self.clock, self.options.reservation_ttl_s
         )
+        if self.options.remote is not None:
+            self.remote = Remote(
+                self.options.remote, self.index, self.transfer, self.storing, self.jobs
+            )
         try:
             # In a job, for a cancelled open would leave its file behind.
             await self.jobs.start(lambda _: self._open_tiers()).result()
@@ -210,6 +230,8 @@ class Core:
             await self._close([self._drain])
             raise
         self.lifecycle.start(self.two_phase.reap)
+        if self.remote is not None:
+            self.lifecycle.start(*self.remote.tasks)
         if any(level.low for level in self.index.levels):
             ahead = WorkingAhead(self.index, self.room, self.storing, self.jobs)
             self.lifecycle.start(ahead.run)
@@ -219,7 +241,7 @@ class Core:
 
     async def close(self) -> None:
         """Drain, make durable, close the tiers; idempotent, bounded in time."""
-        await self._close([self._drain, self._flush])
+        await self._close([self._drain, self._flush, self._send])
 
     # What the managers share
 
@@ -328,7 +350,48 @@ class Core:
                 views.append(tier.view(entry.slot, entry.size).data)
         return OpenStore(self, named, entries, views, present)
 
-    async def evict(self, keys: Sequence[Key]) -> list[BlockEntry]:
+    async def flush(self) -> FlushResult:
+        """Make durable what there is room for, and send what waits for the remote tier.
+
+        Raises:
+            TierError: A tier could not make sure of what it has.
+        """
+        result = await self.durability.flush()
+        if self.remote is not None:
+            await self.remote.drain()
+        return result
+
+    def locate_far(self, key: Key) -> BlockLocation:
+        """Return what is known of a block that is not ready here."""
+        state = self.index.state(key)
+        if state is ABSENT and self.remote is not None and self.remote.knows(key):
+            return BlockLocation(BlockState.READY, self.remote.name)
+        return BlockLocation(state)
+
+    def extent(self, keys: Sequence[Key]) -> list[tuple[int, int]]:
+        """Return level and payload bytes of the leading blocks that can be loaded."""
+        found: list[tuple[int, int]] = []
+        for key in keys:
+            entry = self.index.ready.get(key)
+            if entry is not None:
+                found.append((entry.level, entry.size))
+            elif self.remote is None or (size := self.remote.size_of(key)) is None:
+                break
+            else:
+                found.append((self.remote.level.number, size))
+        return found
+
+    async def bring(self, keys: Sequence[Key], timeout_s: float | None) -> list[BlockEntry]:
+        """Fetch what is not here from the remote tier; return what the caller has to unpin then.
+
+        Raises:
+            CapacityError: The hottest tier has no room for them.
+            LoadTimeoutError: `timeout_s` passed, or the remote tier did not answer in time.
+            TierError: The remote tier could not read some.
+        """
+        return [] if self.remote is None else await self.remote.bring(keys, timeout_s)
+
+    async def evict(self, keys: Sequence[Key]) -> list[Key]:
         """Remove blocks without a pin from every tier, for good; return what left.
 
         Blocks on their way between tiers are waited for.
@@ -337,9 +400,19 @@ class Core:
             TierError: A tier could not erase some; they left, but may come back after a restart.
         """
         await self.wait_for_transfers(keys)
-        entries = self._drop(self._entries_of(keys))
+        left = [entry.key for entry in self._drop(self._entries_of(keys))]
         await self.durability.erase(keys)
-        return entries
+        if self.remote is not None:
+            left += [key for key in await self.remote.delete(keys) if key not in {*left}]
+        return left
+
+    def namespaces(self) -> list[str]:
+        """Return the names of the namespaces with blocks, the manager's own first."""
+        index = self.index
+        names = {name for name in index.counters if name is not None}
+        names.update(*(level.usage for level in index.levels))
+        names.discard(self.namespace)
+        return [self.namespace, *sorted(names)]
 
     async def forget(self, keys: Sequence[Key]) -> list[BlockEntry]:
         """Remove the end of a chain that no other shares, for good; return what left.
@@ -420,8 +493,12 @@ class Core:
 
     async def prepare_load(self, keys: Sequence[Key]) -> list[BlockEntry]:
         """Pin blocks until the two-phase load ends, reading what has no address of its own."""
-        entries = self.find(keys)
-        self.index.pin(entries)
+        brought = await self.bring(keys, None) if self.remote is not None else []
+        try:
+            entries = self.find(keys)
+            self.index.pin(entries)
+        finally:
+            self.index.unpin(brought)
         try:
             self.loading.count_hits(entries)
             flights = {}
@@ -442,6 +519,8 @@ class Core:
                 for name, value in each.items():
                     counters[name] += value
             tiers = {level.tier.name: level.stats(self.clock()) for level in index.levels}
+            if self.remote is not None:
+                tiers[self.remote.name] = self.remote.stats(self.clock())
             return ManagerStats(
                 **counters, pending=len(index.pending), pinned=len(index.pinned), tiers=tiers
             )
@@ -478,6 +557,8 @@ class Core:
             await self.index.changed.wait()
         left = self._drop(entry for entry, count in uses.items() if entry.access_count == count)
         await self.durability.erase([entry.key for entry in uses])
+        if self.remote is not None:
+            await self.remote.delete([e.key for e in uses if e.key not in self.index.ready])
         return left
 
     def _drop_soon(self, uses: Mapping[BlockEntry, int]) -> None:
@@ -485,7 +566,7 @@ class Core:
             return
         self._drop(uses)
         waiting = any(entry.busy for entry in uses)
-        if waiting or self.index.stale([entry.key for entry in uses]):
+        if waiting or self.remote is not None or self.index.stale([each.key for each in uses]):
             self.jobs.start(lambda _: self._drop_behind(uses))
 
     async def _drop_behind(self, uses: Mapping[BlockEntry, int]) -> None:
@@ -541,6 +622,8 @@ class Core:
             self.index.restore(level, found)
         if self.room.sharing is not None:
             self.room.sharing.trim()
+        if self.remote is not None:
+            await self.remote.open()
 
     async def _close(self, steps: Sequence[Callable[[], Awaitable[None]]]) -> None:
         final = [self._show_leases, self._close_tiers, self._stop]
@@ -551,6 +634,10 @@ class Core:
 
     async def _flush(self) -> None:
         await self.durability.flush(make_room=True)
+
+    async def _send(self) -> None:
+        if self.remote is not None:
+            await self.remote.drain()
 
     async def _show_leases(self) -> None:
         for lease in self.leases:
@@ -572,6 +659,9 @@ class Core:
             except Exception as exc:  # noqa: BLE001  # a policy's; the tier must be closed
                 error = error or exc
             closing.append(self.jobs.start(partial(_close_tier, level.tier, order)))
+        if self.remote is not None:
+            remote = self.remote
+            closing.append(self.jobs.start(lambda _: remote.close()))
         for job in closing:
             try:
                 await job.result()
@@ -592,7 +682,7 @@ async def _close_tier(tier: Tier, order: Sequence[int], _: Job[None]) -> None:
     await tier.close(order)
 
 
-def check_tiers(tiers: Sequence[Tier]) -> None:
+def check_tiers(tiers: Sequence[Tier], remote: RemoteTier | None = None) -> None:
     """Check that these can be the tiers of one manager.
 
     Raises:
@@ -601,7 +691,7 @@ def check_tiers(tiers: Sequence[Tier]) -> None:
     for tier in tiers:
         if not isinstance(tier, Tier):
             raise ConfigError(f"not a tier (see kvoffload.Tier): {tier!r}")
-    names = [tier.name for tier in tiers]
+    names = [tier.name for tier in tiers] + ([] if remote is None else [remote.name])
     if len(set(names)) < len(names):
         raise ConfigError(
             f"the tiers of one manager need different names, not {names}: pass name=, as in "

@@ -78,6 +78,8 @@ class Index:
         """Fired when fewer slots of a level are free than its low watermark."""
         self.users: list[Callable[[Sequence[Key]], None]] = []
         """Are told of each use."""
+        self.on_ready: Callable[[Sequence[BlockEntry]], None] | None = None
+        """Is told of blocks that become ready, where there is somebody to tell."""
         self.shares = shares
         """What namespaces may have and have, where any has a share; its policy is this one."""
         if shares is not None:
@@ -257,6 +259,8 @@ class Index:
                     entry.uses_below = -1  # the use that stores it is still to be counted
             self.count("stored", keys)
             self.emit(EventKind.STORED, keys, level)
+        if self.on_ready is not None:
+            self.on_ready(entries)
         self.changed.fire()
 
     def abort(self, entries: Sequence[BlockEntry]) -> None:

@@ -68,9 +68,12 @@ class LeaseScope:
         core.check()
         if self._entries is not None:
             raise ClosedError("a lease is entered once: call load() again")
-        self._entries = entries = core.find(self._keys)
-        if self._holder is None or not self._holder.lend_pins(self, entries):
-            self.pin()
+        if core.remote is None:
+            self._entries = entries = core.find(self._keys)
+            if self._holder is None or not self._holder.lend_pins(self, entries):
+                self.pin()
+        else:
+            entries = await self._fetch_and_pin()
         try:
             if self._is_use:
                 core.index.use(list(dict.fromkeys(self._keys)))
@@ -103,6 +106,21 @@ class LeaseScope:
         """Make the views; see `OpenLease`."""
         if self._lease is not None:
             iter(self._lease)  # the first access
+
+    async def _fetch_and_pin(self) -> list[BlockEntry]:
+        """Find and pin the blocks, and fetch those first that only the remote tier has."""
+        core = self._core
+        brought = await core.bring(self._keys, self._timeout_s)
+        try:
+            core.check()
+            if self._entries is not None:
+                raise ClosedError("a lease is entered once: call load() again")
+            self._entries = entries = core.find(self._keys)
+            if self._holder is None or not self._holder.lend_pins(self, entries):
+                self.pin()
+        finally:
+            core.index.unpin(brought)
+        return entries
 
     async def _bring(self, entries: list[BlockEntry]) -> None:
         loading = self._core.loading

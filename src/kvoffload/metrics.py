@@ -14,7 +14,7 @@ class TierStats:
 
     Attributes:
         medium: Kind of the tier.
-        capacity_blocks: Slots.
+        capacity_blocks: Slots; 0 for a remote tier, which has none.
         blocks: Slots that hold a ready block, clean copies of blocks further up included.
         bytes: Payload bytes in those slots.
         blocks_read: Blocks read or viewed.
@@ -33,6 +33,9 @@ class TierStats:
         retired_blocks: Slots out of use until a view derived from an ended lease is gone, or a
             call that the disk holds up is back.
         state: What the tier can do now.
+        backlog_bytes: Payload bytes of blocks that wait to be sent to a remote tier.
+        dropped_blocks: Blocks that were to be sent to a remote tier and were not: too many waited,
+            they left the tiers above first, or the write failed.
     """
 
     medium: Medium
@@ -54,6 +57,8 @@ class TierStats:
     pending_blocks: int = 0
     retired_blocks: int = 0
     state: TierState = TierState.SERVING
+    backlog_bytes: int = 0
+    dropped_blocks: int = 0
 
 
 @dataclass(frozen=True, slots=True)

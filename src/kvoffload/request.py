@@ -52,6 +52,7 @@ class RequestScope:
         self._entered = False
         self._ended = False
         self._hit = 0
+        self._is_far = False  # some of the hit blocks have to be fetched, and are not pinned yet
         self._next = 0
         self._rejection: RejectReason | None = None
         self._storing = False
@@ -59,6 +60,9 @@ class RequestScope:
     @property
     def hit(self) -> int:
         """Prefix hit: leading blocks that were ready on entry, pinned until the end.
+
+        Those among them that only a `RemoteTier` has are pinned once they were loaded; until then
+        its engine may evict them, and a load that names one raises `BlockNotFoundError`.
 
         Raises:
             ClosedError: The scope was not entered yet.
@@ -95,12 +99,18 @@ class RequestScope:
         if len(entries) < len(keys):
             if self._wait_pending_s > 0:
                 entries = await self._wait_for_pending(len(entries))
-            index.count("misses", keys[len(entries) :])
-            keys = keys[: len(entries)]
+            hit = len(entries)
+            if core.remote is not None and hit < len(keys):
+                hit = await core.remote.prefix(keys)
+                core.check()
+                entries = [e for e in map(index.ready.get, keys[:hit]) if e is not None]
+                self._is_far = len(entries) < hit
+            index.count("misses", keys[hit:])
+            keys = keys[:hit]
         index.pin(entries)
         self._pinned = entries
-        self._hit = self._next = len(entries)
-        if core.read_ahead is not None:
+        self._hit = self._next = len(keys)
+        if core.read_ahead is not None and not self._is_far:
             self._ahead = core.read_ahead(keys)
         index.count("hits", keys)
         return self
@@ -143,11 +153,11 @@ class RequestScope:
         check_count("block_tokens", block_tokens)
         if deadline_s is not None:
             check_seconds("deadline_s", deadline_s)
-        index = self._core.index
-        there = index.prefix_hit(self._keys[: self._hit])  # one may have turned out to be damaged
+        core = self._core
+        levels = core.index.levels
         return plan_load(
-            index.levels,
-            [index.ready[key] for key in self._keys[:there]],
+            levels if core.remote is None else [*levels, core.remote.level],
+            core.extent(self._keys[: self._hit]),  # one may have turned out to be damaged
             block_s=block_tokens / tokens_per_s,
             deadline_s=deadline_s,
         )
@@ -161,6 +171,7 @@ class RequestScope:
             ConfigError: `num_blocks` is not from 0 to `hit`.
             LoadTimeoutError: On entry, if `timeout_s` passed first; recompute.
             CapacityError: On entry, if more has to be read at once than fits.
+            BlockNotFoundError: On entry, if only a remote tier had some, and they are gone.
             TierError: On entry, if a tier could not read some.
         """
         self._check()
@@ -231,6 +242,11 @@ class RequestScope:
 
     def lend_pins(self, lease: LeaseScope, entries: list[BlockEntry]) -> bool:
         """Let a lease rely on the pins of the request; see `PinHolder`."""
+        if self._is_far:
+            # Those that were fetched just now stay pinned until the end, as the others do.
+            self._core.index.pin(entries)
+            self._pinned[:0] = entries
+            self._is_far = len(entries) < self._hit
         # One that turned out to be damaged may have been stored anew, and is another entry then.
         if entries != self._pinned[: len(entries)]:
             return False

@@ -66,6 +66,8 @@ class TierState(Enum):
     """Write slots that were written before; there is no space for others."""
     READ_ONLY = "read_only"
     """Read; writes failed over and over, and are tried again after a while."""
+    UNAVAILABLE = "unavailable"
+    """Nothing: a remote tier that does not answer; it is asked again after a while."""
 
 
 class BlockState(Enum):

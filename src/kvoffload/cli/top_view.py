@@ -21,7 +21,12 @@ if TYPE_CHECKING:
     from .overview import NamespaceUse, Overview
 
 _BAR = 10
-_STATES = {TierState.SERVING: "green", TierState.FULL: "yellow", TierState.READ_ONLY: "red"}
+_STATES = {
+    TierState.SERVING: "green",
+    TierState.FULL: "yellow",
+    TierState.READ_ONLY: "red",
+    TierState.UNAVAILABLE: "red",
+}
 
 
 class View:

@@ -6,13 +6,15 @@ from collections.abc import Callable, Mapping, Sequence
 from types import MappingProxyType, TracebackType
 from typing import Self
 
-from ..checks import check_count
+from ..checks import COLD_ADMISSIONS, check_choice, check_count, check_seconds
 from ..core import check_tiers
 from ..keys import check_hashes, check_namespace
+from ..movement.remote.part import RemoteOptions
 from ..named import Named
 from ..policy import make_policy, policy_maker
 from ..policy.partitions import make_partitions
 from ..prefetch import Prefetcher
+from ..remote.protocol import RemoteTier
 from ..shares import NamespaceShare, Shares, check_shares
 from ..types import BlockHash, Clock, EvictionPolicy, Key, Tier
 from .contract import (
@@ -35,7 +37,8 @@ class AsyncLRUManager(Manager):
         hot: First tier, in memory.
         warm: Second tier, in memory.
         cold: Third tier, on disk.
-        remote: Last tier, shared.
+        remote: Last tier: a `RemoteTier`, which is an engine shared with other managers, or a
+            `Tier` with slots of this manager alone.
         policy: `"weighted"`, `"lru"`, `"arc"`, `"s3fifo"`, `"fifo"`, or an `EvictionPolicy` of
             your own, one object a manager; or what makes one, as its class does.
         prefetch_lookahead: Hinted blocks that are read at a time; and those that are read ahead
@@ -60,6 +63,14 @@ class AsyncLRUManager(Manager):
             `policy` is a name or what makes one, and no object.
         clock: Time; tests inject `kvoffload.testing.ManualClock`.
         close_timeout_s: Seconds for draining and flushing at close, and as much for the tiers.
+        remote_timeout_s: Seconds that a call to a `RemoteTier` may take: a lookup, or 32 MiB read
+            or written. The first one that takes longer, or fails, makes the manager do without it
+            until a probe in the background finds the engine well.
+        remote_ttl_s: Seconds that its answer to a lookup is believed.
+        remote_queue_bytes: Payload bytes of blocks that wait to be sent to it; what exceeds them
+            is not sent, and counted in `TierStats.dropped_blocks`.
+        remote_admission: Which blocks are sent to it: all that become ready here, or as
+            `cold_admission`, when they are used.
 
     Raises:
         ConfigError: A setting is wrong, or the tiers differ in `block_bytes` or share a name; or
@@ -72,7 +83,7 @@ class AsyncLRUManager(Manager):
         hot: Tier,
         warm: Tier | None = None,
         cold: Tier | None = None,
-        remote: Tier | None = None,
+        remote: Tier | RemoteTier | None = None,
         policy: str | EvictionPolicy | Callable[[], EvictionPolicy] = "weighted",
         prefetch_lookahead: int = 4,
         promote_threshold: int = 3,
@@ -86,9 +97,25 @@ class AsyncLRUManager(Manager):
         shares: Mapping[str, NamespaceShare] | None = None,
         clock: Clock | None = None,
         close_timeout_s: float = CLOSE_TIMEOUT_S,
+        remote_timeout_s: float = 0.5,
+        remote_ttl_s: float = 1.0,
+        remote_queue_bytes: int = 256 * 1024 * 1024,
+        remote_admission: str = "all",
     ) -> None:
         check_count("prefetch_lookahead", prefetch_lookahead)
-        tiers = [tier for tier in (hot, warm, cold, remote) if tier is not None]
+        check_seconds("remote_timeout_s", remote_timeout_s, positive=True)
+        check_seconds("remote_ttl_s", remote_ttl_s)
+        check_count("remote_queue_bytes", remote_queue_bytes, least=0)
+        check_choice("remote_admission", remote_admission, COLD_ADMISSIONS)
+        tiers = [tier for tier in (hot, warm, cold) if tier is not None]
+        far: RemoteOptions | None = None
+        # One with slots is the manager's own; one with keys it shares with others.
+        if isinstance(remote, RemoteTier):
+            far = RemoteOptions(
+                remote, remote_timeout_s, remote_ttl_s, remote_queue_bytes, remote_admission
+            )
+        elif remote is not None:
+            tiers.append(remote)
         accounts = None
         if shares:
             check_tiers(tiers)
@@ -110,6 +137,7 @@ class AsyncLRUManager(Manager):
             when_full=when_full,
             write_policy=write_policy,
             shares=accounts,
+            remote=far,
         )
         self._prefetcher = Prefetcher(
             self._core.index,
@@ -161,11 +189,8 @@ class AsyncLRUManager(Manager):
 
     def namespaces(self) -> list[str]:
         """Return the names of the namespaces with blocks or a share, the manager's own first."""
-        index = self._core.index
-        names = {name for name in index.counters if name is not None}
-        names.update(*(level.usage for level in index.levels), self._shares)
-        names.discard(self._core.namespace)
-        return [self._core.namespace, *sorted(names)]
+        own, *others = self._core.namespaces()
+        return [own, *sorted({*others, *self._shares} - {own})]
 
     # Inside
 

@@ -24,6 +24,7 @@ from ..events import OffloadingEvent
 from ..keys import check_chain, check_hashes, check_key_lengths
 from ..lease import LeaseScope, ObservedLeaseScope
 from ..metrics import ManagerStats
+from ..movement.remote.part import RemoteOptions
 from ..named import Named
 from ..observing import Observer
 from ..payloads import check_payloads, check_sizes
@@ -102,7 +103,8 @@ class Contract:
     async def lookup(self, block_hashes: Sequence[BlockHash]) -> int:
         """Return the prefix hit: the count of leading ready blocks, over all tiers.
 
-        Changes no recency, and never suspends.
+        Changes no recency. Never suspends, but with a `RemoteTier` that has to be asked: then for
+        its `remote_timeout_s` at most.
 
         Raises:
             TypeError: A hash is no `bytes`, `str` or `int`.
@@ -110,6 +112,8 @@ class Contract:
         self._check()
         keys = self._keys(check_hashes(block_hashes))
         hit = self._core.index.prefix_hit(keys)
+        if hit < len(keys) and self._core.remote is not None:
+            hit = await self._core.remote.prefix(keys)
         counters = self._core.index.counters_of(self._namespace)
         counters["hits"] += hit
         if hit < len(keys):
@@ -130,7 +134,7 @@ class Contract:
             if entry is not None:
                 found.append(BlockLocation(BlockState.READY, index.levels[entry.level].tier.name))
             else:
-                found.append(BlockLocation(index.state(key)))
+                found.append(self._core.locate_far(key))
         return found
 
     def get_stats(self) -> ManagerStats:
@@ -289,7 +293,8 @@ class Contract:
         core.check()
         if block_hashes is not None and num_blocks is None:
             keys = list(dict.fromkeys(self._keys(check_hashes(block_hashes))))
-            return [entry.block_hash for entry in await core.evict(keys)]
+            left = await core.evict(keys)
+            return [key[1] if isinstance(key, tuple) else key for key in left]
         if block_hashes is None and num_blocks is not None:
             check_count("num_blocks", num_blocks, least=0)
             entries = index.coldest(num_blocks, self._namespace, everywhere=self._sees_all)
@@ -339,6 +344,8 @@ class Contract:
         else:
             stale = {key for level in index.levels for key in level.stale}
             await core.durability.erase([key for key in stale if self._owns(key)])
+        if core.remote is not None:
+            await core.remote.clear(core.namespaces() if self._sees_all else [self._name_of_keys])
 
     async def flush(self) -> FlushResult:
         """Copy what lies only in memory to the persistent tier and make it durable; evict nothing.
@@ -351,7 +358,7 @@ class Contract:
             TierError: The tier could not make sure of what it has.
         """
         self._core.check()
-        return await self._core.durability.flush()
+        return await self._core.flush()
 
     # Two phases, for engines that move the bytes themselves
 
@@ -505,15 +512,20 @@ class Manager(Contract):
         when_full: str = "wait",
         write_policy: str = "back",
         shares: Shares | None = None,
+        remote: RemoteOptions | None = None,
     ) -> None:
         check_choice("cold_admission", cold_admission, COLD_ADMISSIONS)
         check_choice("when_full", when_full, WHEN_FULL)
         check_choice("write_policy", write_policy, WRITE_POLICIES)
         check_watermarks(watermarks)
-        if cold_admission == "likely" and not isinstance(policy, ForecastingPolicy):
-            raise ConfigError(
-                "cold_admission='likely' needs a policy that forecasts, as policy='weighted' does"
-            )
+        admissions = {"cold_admission": cold_admission}
+        if remote is not None:
+            admissions["remote_admission"] = remote.admission
+        for setting, admission in admissions.items():
+            if admission == "likely" and not isinstance(policy, ForecastingPolicy):
+                raise ConfigError(
+                    f"{setting}='likely' needs a policy that forecasts, as policy='weighted' does"
+                )
         check_count("staging_bytes", staging_bytes, least=0)
         check_seconds("reservation_ttl_s", reservation_ttl_s, positive=True)
         check_seconds("close_timeout_s", close_timeout_s, positive=True)
@@ -531,6 +543,7 @@ class Manager(Contract):
             may_wait=when_full == "wait",
             writes_through=write_policy == "through",
             shares=shares,
+            remote=remote,
         )
         super().__init__(Core(type(self).__name__, tiers, policy, options), None)
 

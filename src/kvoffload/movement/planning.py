@@ -4,14 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from ..blocks import BlockEntry
 from ..levels import Level
 from ..types import LoadPlan
 
 
 def plan_load(
     levels: Sequence[Level],
-    entries: Sequence[BlockEntry],
+    blocks: Sequence[tuple[int, int]],
     *,
     block_s: float,
     deadline_s: float | None,
@@ -23,22 +22,22 @@ def plan_load(
 
     Args:
         levels: The tiers.
-        entries: The hit blocks of a chain, in order.
+        blocks: The level and the bytes of each of the hit blocks of a chain, in order.
         block_s: Seconds that it takes to compute a block.
         deadline_s: Seconds that loading may take.
     """
-    best = LoadPlan(0, 0.0, len(entries) * block_s)
+    best = LoadPlan(0, 0.0, len(blocks) * block_s)
     sizes = [0] * len(levels)
     seconds = [0.0] * len(levels)
-    for count, entry in enumerate(entries, 1):
-        level = levels[entry.level]
+    for count, (number, size) in enumerate(blocks, 1):
+        level = levels[number]
         if not level.tier.addressable:
-            sizes[level.number] += entry.size
+            sizes[level.number] += size
             seconds[level.number] = level.meter.expect(level.reading + sizes[level.number])
         load_s = sum(seconds)
         if deadline_s is not None and load_s > deadline_s:
             break
-        plan = LoadPlan(count, load_s, (len(entries) - count) * block_s)
+        plan = LoadPlan(count, load_s, (len(blocks) - count) * block_s)
         if plan.total_s <= best.total_s:
             best = plan
     return best

@@ -160,6 +160,22 @@ class Storing:
             self._index.abort(outcome.stored)
             raise
 
+    def hold_back(self, entries: Sequence[BlockEntry]) -> None:
+        """Let blocks that are pending without a slot count for no share yet."""
+        if self._room.sharing is not None:
+            self._room.sharing.hold_back(entries)
+
+    async def take_room(self, entries: Sequence[BlockEntry]) -> bool:
+        """Get slots of the hottest tier for pending blocks that the manager itself fills.
+
+        Where there are none, the blocks are given up.
+        """
+        if not await self._reserve(Job(), entries, Stored(), Named(self._index, [])):
+            return False
+        for entry in entries:
+            entry.pin_count = 1  # nobody else completes them
+        return True
+
     @property
     def moving(self) -> int:
         """Blocks on their way down."""

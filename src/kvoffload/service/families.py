@@ -240,12 +240,25 @@ def _families() -> Iterator[tuple[Family, Reader]]:
         "Bytes a second of a read beyond that.",
         lambda t: t.read_bytes_per_s,
     )
+    yield tier(
+        "backlog_bytes",
+        gauge,
+        "Payload bytes of blocks that wait to be sent to a remote tier.",
+        lambda t: t.backlog_bytes,
+        "bytes",
+    )
+    yield tier(
+        "dropped_blocks",
+        counter,
+        "Blocks that were to be sent to a remote tier and were not.",
+        lambda t: t.dropped_blocks,
+    )
     yield (
         Family(
             "kvoffload_tier_state",
             gauge,
-            "1 for the state that the tier is in: all of it works, no space for more, or reads"
-            " alone (the breaker is open).",
+            "1 for the state that the tier is in: all of it works, no space for more, reads"
+            " alone (the breaker is open), or it does not answer.",
             "",
             ("tier", "state"),
         ),

@@ -1,13 +1,14 @@
 """For test suites: faults on demand, time by hand, small managers, and the contracts as tests.
 
 Clock and waiting: `ManualClock`, `eventually`. Tiers: `FaultyTier`, `CountingTier`,
-`RestartableTier`. The disk below a `DiskTier`, given as its `file_layer`: `FaultyFileLayer`,
-`PowerLoss`. Managers: `small_manager`, `payload_for`, `DictSource`. Cancellation:
-`cancel_everywhere`, `count_suspensions`. They need nothing but kvoffload.
+`RestartableTier`, `DictRemoteTier`. The disk below a `DiskTier`, given as its `file_layer`:
+`FaultyFileLayer`, `PowerLoss`. Managers: `small_manager`, `payload_for`, `DictSource`.
+Cancellation: `cancel_everywhere`, `count_suspensions`. They need nothing but kvoffload.
 
-Contracts: `TierContract`, `PolicyContract`, `ManagerContract`, `NamespaceContract` check a tier,
-a policy or a manager of your own; subclass one and supply its factory method. They need pytest and
-pytest-asyncio, and are imported on first use, so that the rest works without.
+Contracts: `TierContract`, `PolicyContract`, `ManagerContract`, `NamespaceContract`,
+`RemoteTierContract` check a tier, a policy or a manager of your own; subclass one and supply its
+factory method. They need pytest and pytest-asyncio, and are imported on first use, so that the
+rest works without.
 """
 
 import sys
@@ -19,6 +20,8 @@ from .clock import ManualClock as ManualClock
 from .clock import eventually as eventually
 from .counting_tier import CountingTier as CountingTier
 from .counting_tier import TierCall as TierCall
+from .dict_remote_tier import DictRemoteTier as DictRemoteTier
+from .dict_remote_tier import RemoteHang as RemoteHang
 from .faults import Fault as Fault
 from .faults import Hang as Hang
 from .faulty_files import FaultyFileLayer as FaultyFileLayer
@@ -41,10 +44,12 @@ if TYPE_CHECKING:
     from .contracts import ManagerContract as ManagerContract
     from .contracts import NamespaceContract as NamespaceContract
     from .contracts import PolicyContract as PolicyContract
+    from .contracts import RemoteTierContract as RemoteTierContract
     from .contracts import TierContract as TierContract
 
 __all__ = (
     "CountingTier",
+    "DictRemoteTier",
     "DictSource",
     "Fault",
     "FaultyFileLayer",
@@ -57,6 +62,8 @@ __all__ = (
     "NamespaceContract",
     "PolicyContract",
     "PowerLoss",
+    "RemoteHang",
+    "RemoteTierContract",
     "RestartableTier",
     "TierCall",
     "TierContract",
@@ -73,7 +80,13 @@ __all__ = (
     "small_manager",
 )
 
-_CONTRACTS = ("ManagerContract", "NamespaceContract", "PolicyContract", "TierContract")
+_CONTRACTS = (
+    "ManagerContract",
+    "NamespaceContract",
+    "PolicyContract",
+    "RemoteTierContract",
+    "TierContract",
+)
 
 
 def __getattr__(name: str) -> object:

@@ -106,7 +106,7 @@ async def readyz(request: Request) -> Response:
     status = "ready"
     if service.draining.is_set():
         status = "draining"
-    elif any(state is TierState.READ_ONLY for state in tiers.values()):
+    elif {TierState.READ_ONLY, TierState.UNAVAILABLE} & {*tiers.values()}:
         status = "degraded"  # it serves what it has
     body = {"status": status, "tiers": {name: state.value for name, state in tiers.items()}}
     return JSONResponse(body, 503 if status == "draining" else 200)
