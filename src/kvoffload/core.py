@@ -527,6 +527,8 @@ class Core:
         mine = {
             level.tier.name: level.stats_of(namespace, index.counters) for level in index.levels
         }
+        if self.remote is not None:
+            mine[self.remote.name] = self.remote.level.stats_of(namespace, index.counters)
         if namespace is None:
             pending = len(index.pending) - index.pending_of.total()
             pinned = len(index.pinned) - index.pinned_of.total()

@@ -327,6 +327,7 @@ async def test_a_dead_engine_costs_nothing_until_a_probe_finds_it_well() -> None
         remote.is_dead = True
         assert await kv.lookup(hashes) == 0
         assert kv.get_stats().tiers["remote"].state is TierState.UNAVAILABLE
+        assert kv.tier_states() == {"hot": SERVING, "remote": TierState.UNAVAILABLE}
         asked = remote.calls["find"]
         assert await kv.lookup(hashes) == 0
         with pytest.raises(TierUnavailableError):

@@ -93,7 +93,9 @@ class Contract:
 
     def tier_states(self) -> dict[str, TierState]:
         """Return what each tier can do now, by its name; allowed after close too."""
-        levels = self._core.index.levels
+        levels, remote = self._core.index.levels, self._core.remote
+        if remote is not None:
+            levels = [*levels, remote.level]
         return {
             level.tier.name: getattr(level.tier, "state", TierState.SERVING) for level in levels
         }

@@ -1,0 +1,1 @@
+"""Two FastAPI applications that share a block cache."""
