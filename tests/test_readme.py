@@ -13,6 +13,7 @@ from typing import Any
 import httpx
 import pytest
 from fastapi import FastAPI
+from tests.remote.servers import Server
 from tests.service.serving import serving
 
 import kvoffload
@@ -27,7 +28,7 @@ BLOCKS = re.findall(r"^```python\n(.*?)^```", README, re.MULTILINE | re.DOTALL)
 
 def test_there_is_code() -> None:
     """Else the test below would pass on nothing."""
-    assert len(BLOCKS) == 5
+    assert len(BLOCKS) == 6
 
 
 def test_code_runs_and_the_second_run_finds_the_blocks(tmp_path: Path) -> None:
@@ -85,6 +86,23 @@ async def test_the_application_is_one() -> None:
         httpx.AsyncClient(transport=transport, base_url="http://app") as http,
     ):
         assert (await http.post("/generate", json={})).json() == 0
+
+
+async def test_a_block_past_one_machine(tmp_path: Path) -> None:
+    """Stored by one manager and a hit for the next, through a server that is there."""
+    with Server(tmp_path / "server") as server:
+        code = (
+            BLOCKS[5]
+            .replace("redis://cache.internal:6379", server.url)
+            .replace("...", "return await kv.lookup(['a']), await kv.store(['a'], [b'1'])")
+        )
+        names: dict[str, Any] = {
+            "AsyncLRUManager": kvoffload.AsyncLRUManager,
+            "MemoryTier": kvoffload.MemoryTier,
+            "ValkeyTier": kvoffload.ValkeyTier,
+        }
+        exec("async def share():\n" + textwrap.indent(code, "    "), names)
+        assert [(await names["share"]())[0] for _ in range(2)] == [0, 1]
 
 
 async def test_what_a_request_can_say_is_real() -> None:
