@@ -47,7 +47,7 @@ async def manager_at(
         hot=MemoryTier(16, SIZE),
         remote=ValkeyTier(url, cluster=cluster),
         policy="lru",
-        **{"remote_timeout_s": 0.5, "remote_ttl_s": 0.0, **settings},
+        **{"remote_timeout_s": 10.0, "remote_ttl_s": 0.0, **settings},
     )
     with anyio.fail_after(60):
         async with kv:
@@ -95,7 +95,7 @@ async def main():
 
 asyncio.run(main())
 """)
-    async with manager_at(own_server.url, remote_timeout_s=5) as kv:
+    async with manager_at(own_server.url) as kv:
         await shared(kv, HASHES[:3])
         child = await asyncio.create_subprocess_exec(sys.executable, str(script))
         assert await child.wait() == 0
@@ -126,7 +126,7 @@ async def test_killed_and_restarted(own_server: Server) -> None:
 @pytest.mark.parametrize("what", ["find", "get", "put"])
 async def test_paused(own_server: Server, what: str) -> None:
     """It takes the connection and then says nothing."""
-    async with manager_at(own_server.url) as kv:
+    async with manager_at(own_server.url, remote_timeout_s=1.0) as kv:
         await shared(kv)
         if what == "get":
             async with kv.request(HASHES) as request:
