@@ -626,19 +626,21 @@ async def test_a_crash_at_any_change_of_a_file_loses_nothing_that_was_promised(
 
 
 async def test_a_hundred_thousand_slots_reopen_in_no_time(tmp_path: Path) -> None:
-    """Records alone are read, in big pieces, and parsed in bulk."""
+    """Records alone are read, in big pieces, and parsed in bulk: sooner than they are made here."""
     count = 100_000
     path = tmp_path / "cold"
     path.mkdir()
     record = fmt.Record(0, 0, BLOCK, 0, fmt.checksum(b""), b"")
+    started = time.process_time()
     with (path / "records").open("wb") as file:
         for slot in range(count):
             key = slot.to_bytes(32, "big")
             file.write(fmt.pack_record(replace(record, slot=slot, sequence=slot, key=key)))
+    made_s = time.process_time() - started
     tier = DiskTier(path, count, BLOCK)
     started = time.process_time()
     found = await tier.open()
-    elapsed_s = time.process_time() - started
-    assert [block.slot for block in found] == list(range(count))
-    assert elapsed_s < 1.0
+    opened_s = time.process_time() - started
     await tier.close()
+    assert [block.slot for block in found] == list(range(count))
+    assert opened_s < made_s, (opened_s, made_s)
