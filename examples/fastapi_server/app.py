@@ -5,19 +5,14 @@ Run it with `python -m uvicorn examples.fastapi_server.app:app`; the README besi
 
 from __future__ import annotations
 
-import hashlib
 import os
-from typing import Annotated
 
+from examples.toy_engine import BLOCK_BYTES, Answer, Prompt, answer
 from fastapi import FastAPI
-from pydantic import BaseModel, Field
 
-from kvoffload import ManagerSettings, hash_blocks
+from kvoffload import ManagerSettings
 from kvoffload.integrations.fastapi import Manager, create_router, lifespan_manager
 from kvoffload.service.access import AccessControl, Right, Token
-
-BLOCK_TOKENS = 16
-BLOCK_BYTES = 4096
 
 
 def settings() -> ManagerSettings:
@@ -45,39 +40,7 @@ app = FastAPI(
 app.include_router(create_router(), prefix="/cache")
 
 
-class Prompt(BaseModel):
-    """A prompt, as the tokenizer left it."""
-
-    token_ids: Annotated[list[int], Field(min_length=1, max_length=32768)]
-
-
-class Answer(BaseModel):
-    """The answer, and what the cache was good for."""
-
-    text: str
-    restored_tokens: int
-    computed_tokens: int
-
-
 @app.post("/generate")
 async def generate(prompt: Prompt, kv: Manager) -> Answer:
     """Answer a prompt, computing only what no earlier prompt began with."""
-    tokens = prompt.token_ids
-    chain = hash_blocks(tokens, BLOCK_TOKENS)
-    async with kv.request(chain) as request:
-        async with request.load() as lease:
-            state = list(map(bytes, lease))  # an engine copies these to its accelerator
-        ends = range((request.hit + 1) * BLOCK_TOKENS, len(tokens) + 1, BLOCK_TOKENS)
-        state += [compute(tokens[:end]) for end in ends]
-        await request.store(state[request.hit :])
-    restored = request.hit * BLOCK_TOKENS
-    return Answer(
-        text=hashlib.sha256(b"".join(state)).hexdigest()[:16],
-        restored_tokens=restored,
-        computed_tokens=len(tokens) - restored,
-    )
-
-
-def compute(prefix: list[int]) -> bytes:
-    """Stand in for the model: the KV of a block depends on all tokens before it."""
-    return hashlib.shake_256(repr(prefix).encode()).digest(BLOCK_BYTES)
+    return await answer(prompt, kv)

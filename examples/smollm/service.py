@@ -28,7 +28,7 @@ from .page import load_page
 from .streaming import AnswerStream
 from .tokenizer import Message, Tokenizer
 
-PAGE, PAGE_HEADERS = load_page()
+PAGE = load_page()
 
 
 class ChatSettings(BaseSettings):
@@ -118,7 +118,7 @@ app = FastAPI(title="SmolLM2 over kvoffload", lifespan=lifespan)
 @app.get("/", include_in_schema=False)
 async def page() -> Response:
     """Return the page to chat on."""
-    return Response(PAGE, headers=PAGE_HEADERS)
+    return Response(PAGE.html, headers=PAGE.headers)
 
 
 @app.get("/stats")

@@ -154,8 +154,8 @@ def test_it_fits_windows_of_any_width(
 
 def test_the_policy_names_what_is_in_the_page() -> None:
     """One script and one style, by their hashes, and nothing that is inline elsewhere."""
-    html, headers = load_page()
-    policy = headers["Content-Security-Policy"]
+    page = load_page()
+    html, policy = page.html, page.headers["Content-Security-Policy"]
     assert policy.count("'sha256-") == 2
     assert "unsafe" not in policy
     assert html.count(b"<script") == html.count(b"<style") == 1

@@ -5,7 +5,6 @@ from __future__ import annotations
 import logging
 from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
 from contextlib import ExitStack
-from dataclasses import dataclass, field
 from functools import partial
 from typing import Protocol
 
@@ -20,27 +19,27 @@ from .metrics import ManagerStats, new_counters
 from .movement.ahead import WorkingAhead
 from .movement.durability import Durability
 from .movement.loading import Loading
-from .movement.remote.part import Remote, RemoteOptions
+from .movement.remote.part import Remote
 from .movement.storing import Stored, Storing
 from .movement.transfer import Transfer
 from .named import Named
 from .observing import Observer
+from .open_store import OpenStore, Outcome
+from .options import CoreOptions
 from .prefetch import Prefetcher
 from .remote.protocol import RemoteTier
 from .retention import Retention
 from .room import Room
-from .shares import Shares, namespace_of
+from .shares import namespace_of
 from .twophase import TwoPhase
 from .types import (
     BlockHash,
     BlockLocation,
     BlockState,
     ByteArray,
-    Clock,
     EvictionPolicy,
     FlushResult,
     Key,
-    RejectReason,
     Tier,
 )
 from .views import Staging
@@ -53,106 +52,6 @@ class OpenLease(Protocol):
 
     def show(self) -> None:
         """Make them, for afterwards the tiers are closed."""
-
-
-@dataclass(slots=True)
-class Outcome:
-    """What became of the blocks of one store, by key."""
-
-    stored: list[Key] = field(default_factory=list)
-    present: list[Key] = field(default_factory=list)
-    rejected: dict[Key, RejectReason] = field(default_factory=dict)
-    evicted: list[Key] = field(default_factory=list)
-    waited_s: float = 0.0
-
-
-@dataclass(frozen=True, slots=True)
-class CoreOptions:
-    """What a core is told beside its tiers and its policy.
-
-    Attributes:
-        clock: Time.
-        namespace: The manager's own namespace.
-        staging_bytes: Budget of the buffers for blocks that have no address of their own.
-        reservation_ttl_s: Seconds until a two-phase holder that never completes is given up.
-        promote_threshold: Uses below the hottest tier that promote a block; `None` for never.
-        close_timeout_s: Seconds for draining and flushing at close, and as much for the tiers.
-        cold_admission: What is written to a persistent tier below another.
-        watermarks: Shares of the slots of a tier above another: where fewer are free than the first
-            one, room is made until as many are as the second.
-        may_wait: Whether a store may wait for a lower tier.
-        writes_through: Whether a store also writes to the persistent tier.
-        shares: What namespaces may have, where any has a share; with the manager's policy.
-        remote: The tier that is shared with other managers, where there is one.
-    """
-
-    clock: Clock
-    namespace: str
-    staging_bytes: int
-    reservation_ttl_s: float
-    promote_threshold: int | None
-    close_timeout_s: float
-    cold_admission: str = "all"
-    watermarks: tuple[float, float] = (0.0, 0.0)
-    may_wait: bool = True
-    writes_through: bool = False
-    shares: Shares | None = None
-    remote: RemoteOptions | None = None
-
-
-class OpenStore:
-    """Blocks whose bytes come straight into their slots.
-
-    Attributes:
-        views: Where the bytes of each block of the call go, in order.
-    """
-
-    def __init__(
-        self,
-        core: Core,
-        named: Named,
-        entries: Sequence[BlockEntry],
-        views: list[memoryview],
-        present: list[Key],
-    ) -> None:
-        self.views = views
-        self._core = core
-        self._named = named
-        self._entries = entries
-        self._present = present
-
-    def abort(self) -> None:
-        """Give the blocks up."""
-        self._close()
-        self._core.index.abort(self._entries)
-        self._named.release()
-
-    async def commit(self) -> Outcome:
-        """Publish the blocks, whose bytes have come."""
-        self._close()
-        core = self._core
-        evicted: list[Key] = []
-        try:
-            core.storing.commit_open(self._entries)
-            if core.options.writes_through:
-                self._named.hold()
-                await core.durability.write_through(self._entries, evicted)
-        except BaseException:
-            self._named.release()
-            core.drop_soon([entry.key for entry in self._entries])
-            raise
-        finally:
-            self._named.release()
-        return Outcome(
-            stored=[entry.key for entry in self._entries],
-            present=self._present,
-            evicted=list(dict.fromkeys(evicted)),
-        )
-
-    def _close(self) -> None:
-        for view in self.views:
-            view.release()
-        self.views = []
 
 
 class Core:

@@ -11,10 +11,11 @@ import anyio
 
 from .blocks import BlockEntry
 from .checks import check_count, check_seconds
-from .core import Core, Outcome
+from .core import Core
 from .errors import ClosedError, ConfigError
 from .lease import LeaseScope, ObservedLeaseScope
 from .movement.planning import plan_load
+from .open_store import Outcome
 from .payloads import check_payloads
 from .retention import Retention, as_retention
 from .streamed import Source, skip_source, store_from_source

@@ -8,8 +8,9 @@ from typing import Protocol
 
 import numpy as np
 
-from .core import Core, Outcome
+from .core import Core
 from .named import Named
+from .open_store import Outcome
 from .payloads import check_sizes
 from .retention import Retention
 from .types import Key, RejectReason

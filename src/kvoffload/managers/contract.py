@@ -18,7 +18,7 @@ from ..checks import (
     check_watermarks,
 )
 from ..clock import SystemClock
-from ..core import Core, CoreOptions, Outcome
+from ..core import Core
 from ..errors import ConfigError
 from ..events import OffloadingEvent
 from ..keys import check_chain, check_hashes, check_key_lengths
@@ -27,6 +27,8 @@ from ..metrics import ManagerStats
 from ..movement.remote.part import RemoteOptions
 from ..named import Named
 from ..observing import Observer
+from ..open_store import Outcome
+from ..options import CoreOptions
 from ..payloads import check_payloads, check_sizes
 from ..request import ObservedRequestScope, RequestScope
 from ..retention import Retention, as_retention

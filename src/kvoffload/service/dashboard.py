@@ -1,4 +1,4 @@
-"""The dashboard's page, and the headers that let it do no more than it needs."""
+"""The dashboard's page, and the headers that let a page do no more than it needs."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ _INLINE = re.compile(rb"<(script|style)>(.*?)</\1>", re.DOTALL)
 
 @dataclass(frozen=True, slots=True)
 class Page:
-    """What `GET /` answers.
+    """What a browser gets.
 
     Attributes:
         html: The page, UTF-8.
@@ -26,13 +26,17 @@ class Page:
 
 
 def load_page() -> Page:
-    """Return the page; it is read from the package, so not in an event loop.
+    """Return the dashboard; it is read from the package, so not in an event loop."""
+    return page_of(files(__package__).joinpath("dashboard.html").read_bytes())
 
-    The policy allows the page's own script and style, by their hashes, and connections to the
-    server that it came from: nothing from elsewhere, no frame around it, and no markup made of
-    text, whatever a name that it shows may hold.
+
+def page_of(html: bytes) -> Page:
+    """Return a page of its own script and style, with headers that let it do no more.
+
+    The policy allows those, by their hashes, and connections to the server that it came from:
+    nothing from elsewhere, no frame around it, and no markup made of text, whatever a name that it
+    shows may hold.
     """
-    html = files(__package__).joinpath("dashboard.html").read_bytes()
     allowed = {"script": "", "style": ""}
     for kind, text in _INLINE.findall(html):
         allowed[kind.decode()] += f" 'sha256-{b64encode(sha256(text).digest()).decode()}'"
