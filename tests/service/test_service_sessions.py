@@ -5,16 +5,18 @@ from __future__ import annotations
 import json
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
+from pathlib import Path
 from typing import Any
 
 import anyio
 import pytest
 
+from kvoffload import AsyncLRUManager, DiskTier, MemoryTier
 from kvoffload.service.limits import Limits
 from kvoffload.service.wire import BATCH, SEQUENCE_HEADER, hashes_to_text
-from kvoffload.testing import eventually
+from kvoffload.testing import FaultyTier, eventually
 
-from .serving import Served, batch, serving
+from .serving import BLOCK_BYTES, Served, batch, serving
 
 A, B = "s:a", "s:b"
 
@@ -193,6 +195,34 @@ async def test_a_session_holds_no_more_than_allowed() -> None:
             assert answer.status_code == 201
         answer = await served.post(f"sessions/{session}/requests", block_hashes=[A])
         assert (answer.status_code, answer.json()["error"]) == (429, "TooManyHeld")
+
+
+async def test_calls_at_once_hold_no_more_than_allowed_together(tmp_path: Path) -> None:
+    """What they were about to take was not counted while they waited for a disk."""
+    cold = FaultyTier(DiskTier(tmp_path, 8, BLOCK_BYTES, name="cold"))
+
+    def on_disk() -> AsyncLRUManager:
+        return AsyncLRUManager(hot=MemoryTier(1, BLOCK_BYTES), cold=cold, policy="lru")
+
+    async with serving(make_manager=on_disk, limits=Limits(max_held=3)) as served:
+        await served.store(["a", "b", "c"], [b"1", b"2", b"3"])
+        session = await open_session(served)
+        statuses: list[int] = []
+
+        async def prepare() -> None:
+            answer = await served.post(
+                f"sessions/{session}/prepare_load", block_hashes=["s:b", "s:c"]
+            )
+            statuses.append(answer.status_code)
+
+        async with anyio.create_task_group() as group:
+            with cold.hang("read"):
+                group.start_soon(prepare)
+                await eventually(lambda: served.service.calls == 1)
+                await eventually(lambda: served.manager.get_stats().pinned == 2)
+                await prepare()
+                assert statuses == [429]
+        assert statuses == [429, 200]
 
 
 @pytest.mark.parametrize("path", ["/v1/events", "/v1/sessions/{}/stream"])

@@ -81,6 +81,7 @@ class Session:
     calls: Calls = field(default_factory=Calls)
     stream: SessionStream | None = None
     is_over: bool = False
+    _being_taken: int = 0
 
     @property
     def holds(self) -> int:
@@ -88,7 +89,7 @@ class Session:
         leased = sum(count for _, count in self.leases.values())
         asked = sum(1 + len(request.block_hashes) for request in self.requests.values())
         pinned = sum(map(len, self.held.values()))
-        return pinned + len(self.reserved) + asked + leased
+        return pinned + len(self.reserved) + asked + leased + self._being_taken
 
     @contextmanager
     def call(self, scope: MutableMapping[str, Any], name: str | None) -> Iterator[Session]:
@@ -113,11 +114,12 @@ class Session:
         """Whether a call in it is under way."""
         return len(self.calls) > 0
 
-    def check_holds(self, more: int, limits: Limits) -> None:
-        """Refuse to hold too much.
+    @contextmanager
+    def taking(self, more: int, limits: Limits) -> Iterator[None]:
+        """Count what a call is about to take for the session, for as long as the body takes.
 
         Raises:
-            RefusedError: It would.
+            RefusedError: It would hold too much.
         """
         if self.holds + more > limits.max_held:
             raise RefusedError(
@@ -126,6 +128,11 @@ class Session:
                 f"the session holds {self.holds} blocks and requests; at most {limits.max_held} "
                 "are kept for one: complete some first",
             )
+        self._being_taken += more
+        try:
+            yield
+        finally:
+            self._being_taken -= more
 
     def request(self, name: str) -> HeldRequest:
         """Return an open request.

@@ -34,9 +34,9 @@ async def open_lease(caller: ReadingMember, body: LoadChain) -> Response:
     """
     session = caller.member
     hashes = caller.hashes(body.block_hashes)
-    session.check_holds(len(hashes), caller.service.limits)
     scope = caller.view.load(hashes, timeout_s=body.timeout_s)
-    lease = await scope.__aenter__()
+    with session.taking(len(hashes), caller.service.limits):
+        lease = await scope.__aenter__()
     name = secrets.token_urlsafe(8)
     session.leases[name] = scope, len(hashes)
     caller.gave(lambda: session.end_lease(name))

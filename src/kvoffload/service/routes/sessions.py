@@ -119,8 +119,8 @@ async def prepare_store(
     """Reserve slots for the blocks that are neither there nor on their way."""
     session = _session_of(caller)
     hashes = caller.hashes(body.block_hashes)
-    session.check_holds(len(hashes), caller.service.limits)
-    output = await caller.view.prepare_store(hashes, sizes=body.sizes)
+    with session.taking(len(hashes), caller.service.limits):
+        output = await caller.view.prepare_store(hashes, sizes=body.sizes)
     if output is None:
         caller.tell(response, hashes)
         return PrepareAnswer(prepared=None)
@@ -193,8 +193,8 @@ async def prepare_load(caller: ReadingMember, body: Chain) -> Response:
     """Pin blocks until `complete_load`, or the session's end, and send them."""
     session = _session_of(caller)
     hashes = caller.hashes(body.block_hashes)
-    session.check_holds(len(hashes), caller.service.limits)
-    spec = await caller.view.prepare_load(hashes)
+    with session.taking(len(hashes), caller.service.limits):
+        spec = await caller.view.prepare_load(hashes)
     session.hold(hashes)
     caller.gave(lambda: session.abandon_load(hashes))
     return BatchResponse(
@@ -227,12 +227,12 @@ async def open_request(
     session = _session_of(caller)
     hashes = caller.hashes(body.block_hashes)
     caller.forbid_unless_lasting(body.as_retention())
-    session.check_holds(1 + len(hashes), caller.service.limits)
     scope = caller.view.request(
         hashes, wait_pending_s=body.wait_pending_s, retention=body.as_retention()
     )
     assert isinstance(scope, RequestScope)
-    await scope.__aenter__()
+    with session.taking(1 + len(hashes), caller.service.limits):
+        await scope.__aenter__()
     name = secrets.token_urlsafe(8)
     session.requests[name] = HeldRequest(scope, hashes)
     caller.gave(lambda: session.end_request(name))
