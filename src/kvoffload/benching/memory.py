@@ -10,7 +10,7 @@ from time import perf_counter
 
 import numpy as np
 
-from ..copying import copy_now
+from ..copying import copy_apart
 from ..managers.async_lru_manager import AsyncLRUManager
 from ..movement.transfer import COPY_THREADS
 from ..storage.format import checksum
@@ -40,7 +40,7 @@ async def measure_store(
         pool = stack.enter_context(ThreadPoolExecutor(COPY_THREADS))
 
         def copy_share(share: range) -> None:
-            copy_now([targets[number] for number in share], [sources[number] for number in share])
+            copy_apart([targets[number] for number in share], [sources[number] for number in share])
 
         async def store_share(chain: Sequence[str], share: range) -> int:
             names, data = [chain[number] for number in share], [payloads[n] for n in share]
@@ -190,7 +190,7 @@ async def measure_checksum(
 def _copying(payloads: Sequence[memoryview], into: Sequence[memoryview]) -> Contender:
     sources = [np.frombuffer(payload, np.uint8) for payload in payloads]
     targets = [np.frombuffer(buffer, np.uint8) for buffer in into]
-    return timed_apart(lambda: copy_now(targets, sources))
+    return timed_apart(lambda: copy_apart(targets, sources))
 
 
 def _threads() -> str:
