@@ -3,23 +3,25 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Sequence
 from contextlib import ExitStack
 from functools import partial
 from typing import Protocol
 
 from .blocks import BlockEntry
-from .errors import BlockNotFoundError, ConfigError, TierError
+from .errors import BlockNotFoundError, ConfigError
 from .events import EventHub
 from .index import Index
 from .jobs import Job, Jobs
 from .keys import check_namespace, decode_key, show_hash
+from .levels import Level
 from .lifecycle import Lifecycle, Phase
 from .metrics import ManagerStats, new_counters
 from .movement.ahead import WorkingAhead
 from .movement.durability import Durability
 from .movement.loading import Loading
 from .movement.remote.part import Remote
+from .movement.removal import Removal
 from .movement.storing import Stored, Storing
 from .movement.transfer import Transfer
 from .named import Named
@@ -31,6 +33,7 @@ from .remote.protocol import RemoteTier
 from .retention import Retention
 from .room import Room
 from .shares import namespace_of
+from .slicing import slices
 from .twophase import TwoPhase
 from .types import (
     BlockHash,
@@ -40,6 +43,7 @@ from .types import (
     EvictionPolicy,
     FlushResult,
     Key,
+    StoredBlock,
     Tier,
 )
 from .views import Staging
@@ -87,6 +91,7 @@ class Core:
         self.storing: Storing
         self.loading: Loading
         self.durability: Durability
+        self.removal: Removal
         self.two_phase: TwoPhase
 
     # Life
@@ -121,6 +126,13 @@ class Core:
             self.remote = Remote(
                 self.options.remote, self.index, self.transfer, self.storing, self.jobs
             )
+        self.removal = Removal(
+            self.index,
+            self.durability,
+            self.remote,
+            self.jobs,
+            is_open=lambda: self.lifecycle.phase is Phase.OPEN,
+        )
         try:
             # In a job, for a cancelled open would leave its file behind.
             await self.jobs.start(lambda _: self._open_tiers()).result()
@@ -290,21 +302,6 @@ class Core:
         """
         return [] if self.remote is None else await self.remote.bring(keys, timeout_s)
 
-    async def evict(self, keys: Sequence[Key]) -> list[Key]:
-        """Remove blocks without a pin from every tier, for good; return what left.
-
-        Blocks on their way between tiers are waited for.
-
-        Raises:
-            TierError: A tier could not erase some; they left, but may come back after a restart.
-        """
-        await self.wait_for_transfers(keys)
-        left = [entry.key for entry in self._drop(self._entries_of(keys))]
-        await self.durability.erase(keys)
-        if self.remote is not None:
-            left += [key for key in await self.remote.delete(keys) if key not in {*left}]
-        return left
-
     def namespaces(self) -> list[str]:
         """Return the names of the namespaces with blocks, the manager's own first."""
         index = self.index
@@ -312,34 +309,6 @@ class Core:
         names.update(*(level.usage for level in index.levels))
         names.discard(self.namespace)
         return [self.namespace, *sorted(names)]
-
-    async def forget(self, keys: Sequence[Key]) -> list[BlockEntry]:
-        """Remove the end of a chain that no other shares, for good; return what left.
-
-        Blocks on their way between tiers are waited for; what is used meanwhile stays.
-
-        Raises:
-            TierError: A tier could not erase some; they left, but may come back after a restart.
-        """
-        return await self._drop_unused(self._uses_of_own_end(keys))
-
-    def forget_soon(self, keys: Sequence[Key]) -> None:
-        """Remove the end of a chain that no other shares; what takes I/O goes on behind."""
-        self._drop_soon(self._uses_of_own_end(keys))
-
-    def drop_soon(self, keys: Sequence[Key]) -> None:
-        """Remove blocks, unless they are used meanwhile; what takes I/O goes on behind."""
-        self._drop_soon({entry: entry.access_count for entry in self._entries_of(keys)})
-
-    async def wait_for_transfers(self, keys: Sequence[Key]) -> None:
-        """Wait for transfers of the manager's own, where nothing else pins these blocks."""
-        index = self.index
-        while True:
-            found = (index.ready.get(key) for key in keys)
-            if not any(entry and 0 < entry.busy == entry.pin_count for entry in found):
-                return
-            await index.changed.wait()
-            self.check()
 
     async def reserve(
         self, keys: Sequence[Key], sizes: Sequence[int], named: Named
@@ -436,46 +405,6 @@ class Core:
         counters = index.counters.get(namespace) or new_counters()
         return ManagerStats(**counters, pending=pending, pinned=pinned, tiers=mine)
 
-    def _entries_of(self, keys: Iterable[Key]) -> list[BlockEntry]:
-        ready = self.index.ready
-        return [ready[key] for key in dict.fromkeys(keys) if key in ready]
-
-    def _uses_of_own_end(self, keys: Sequence[Key]) -> dict[BlockEntry, int]:
-        """Return the blocks of a chain that no other shares, with how often each was used."""
-        own = self._entries_of(self.index.own_end(keys))
-        return {entry: entry.access_count for entry in own}
-
-    def _drop(self, entries: Iterable[BlockEntry]) -> list[BlockEntry]:
-        """Remove those of the blocks that are there still, and not pinned; return them."""
-        ready = self.index.ready
-        left = [each for each in entries if ready.get(each.key) is each and not each.pin_count]
-        self.index.drop(left)
-        return left
-
-    async def _drop_unused(self, uses: Mapping[BlockEntry, int]) -> list[BlockEntry]:
-        """Remove blocks for good, once they are not on their way, that were not used since."""
-        while any(0 < entry.busy == entry.pin_count for entry in uses):
-            await self.index.changed.wait()
-        left = self._drop(entry for entry, count in uses.items() if entry.access_count == count)
-        await self.durability.erase([entry.key for entry in uses])
-        if self.remote is not None:
-            await self.remote.delete([e.key for e in uses if e.key not in self.index.ready])
-        return left
-
-    def _drop_soon(self, uses: Mapping[BlockEntry, int]) -> None:
-        if self.lifecycle.phase is not Phase.OPEN:
-            return
-        self._drop(uses)
-        waiting = any(entry.busy for entry in uses)
-        if waiting or self.remote is not None or self.index.stale([each.key for each in uses]):
-            self.jobs.start(lambda _: self._drop_behind(uses))
-
-    async def _drop_behind(self, uses: Mapping[BlockEntry, int]) -> None:
-        try:
-            await self._drop_unused(uses)
-        except TierError as exc:  # an event and a counter tell; nobody waits
-            log.warning("blocks that were let go may come back after a restart: %s", exc)
-
     async def _write_through(self, entries: Sequence[BlockEntry]) -> None:
         named = Named(self.index, [entry.key for entry in entries])
         named.hold()
@@ -511,20 +440,34 @@ class Core:
 
     async def _open_tiers(self) -> None:
         for level in self.index.levels:
-            found = []
-            for block in await level.tier.open():
-                try:
-                    namespace, block_hash = decode_key(block.key)
-                except ValueError:
-                    log.warning("tier %r: slot %d has no key of ours", level.tier.name, block.slot)
-                    continue  # the slot counts as free
-                key: Key = block_hash if namespace == self.namespace else (namespace, block_hash)
-                found.append((key, block.slot, block.size))
-            self.index.restore(level, found)
+            found: dict[Key, StoredBlock] = {}
+            older: list[tuple[Key, StoredBlock]] = []
+            async for part in slices(await level.tier.open()):
+                for block in part:
+                    key = self._key_of(level, block)
+                    if key is None:
+                        continue  # the slot counts as free
+                    if key in found:
+                        older.append((key, found.pop(key)))
+                    found[key] = block
+            level.slots.take_these([block.slot for block in found.values()])
+            level.leave([block.slot for _, block in older], [key for key, _ in older])
+            hotter = len(found)
+            async for restored in slices(list(found.items())):
+                hotter -= len(restored)
+                self.index.restore(level, restored, hotter)
         if self.room.sharing is not None:
             self.room.sharing.trim()
         if self.remote is not None:
             await self.remote.open()
+
+    def _key_of(self, level: Level, block: StoredBlock) -> Key | None:
+        try:
+            namespace, block_hash = decode_key(block.key)
+        except ValueError:
+            log.warning("tier %r: slot %d has no key of ours", level.tier.name, block.slot)
+            return None
+        return block_hash if namespace == self.namespace else (namespace, block_hash)
 
     async def _close(self, steps: Sequence[Callable[[], Awaitable[None]]]) -> None:
         final = [self._show_leases, self._close_tiers, self._stop]
@@ -552,11 +495,13 @@ class Core:
         for level in index.levels:
             order: list[int] = []
             try:
-                keys = index.policy.victims(level.number, level.blocks, ())
-                order = [index.ready[key].slot for key in keys]
-                # A copy's block is in use further up, so it is the hotter one.
-                copies = [entry.copies or {} for entry in level.copies.values()]
-                order += [slots[level.number] for slots in copies]
+                if level.tier.persistent:
+                    keys = index.policy.victims(level.number, level.blocks, ())
+                    async for part in slices(keys):
+                        order += [index.ready[key].slot for key in part]
+                    # A copy's block is in use further up, so it is the hotter one.
+                    copies = [entry.copies or {} for entry in level.copies.values()]
+                    order += [slots[level.number] for slots in copies]
             except Exception as exc:  # noqa: BLE001  # a policy's; the tier must be closed
                 error = error or exc
             closing.append(self.jobs.start(partial(_close_tier, level.tier, order)))

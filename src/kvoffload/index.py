@@ -24,6 +24,7 @@ from .types import (
     Clock,
     EvictionPolicy,
     Key,
+    StoredBlock,
     Tier,
     TierState,
 )
@@ -276,34 +277,33 @@ class Index:
             self.shares.drop(entries)
         self.changed.fire()
 
-    def restore(self, level: Level, found: Sequence[tuple[Key, int, int]]) -> None:
-        """Take over (key, slot, size) of what a persistent tier found, coldest first.
+    def restore(
+        self, level: Level, found: Sequence[tuple[Key, StoredBlock]], hotter: int = 0
+    ) -> None:
+        """Take over blocks that a persistent tier still has, coldest first; their slots are taken.
 
-        A block that a tier further up has too is a copy here; of one found twice, the more recent
-        record counts.
+        A block that a tier further up has too is a copy here. `hotter` ones are yet to come.
         """
-        latest = {key: (slot, size) for key, slot, size in found}
-        for key, slot, _ in found:
+        new: list[tuple[Key, StoredBlock]] = []
+        for key, block in found:
+            entry = self.ready.get(key)
             self.namespaced = self.namespaced or isinstance(key, tuple)
-            if latest[key][0] != slot:
-                level.leave([slot], [key])
-        level.slots.take_these([slot for slot, _ in latest.values()])
-        keys = [key for key in latest if key not in self.ready]
-        for key in latest.keys() - keys:
-            entry, (slot, size) = self.ready[key], latest[key]
-            if entry.size == size:
-                self.add_copy(entry, level, slot)
+            if entry is None:
+                new.append((key, block))
+            elif entry.size == block.size:
+                self.add_copy(entry, level, block.slot)
             else:
-                level.free([slot], [key])
-        entries = self.reserve(keys, [latest[key][1] for key in keys])
-        for entry in entries:
-            del self.pending[entry.key]
-            entry.slot, entry.level, entry.state = latest[entry.key][0], level.number, READY
-            self.ready[entry.key] = entry
+                level.free([block.slot], [key])
+        keys = [key for key, _ in new]
+        entries = self.reserve(keys, [block.size for _, block in new])
+        for entry, (key, block) in zip(entries, new, strict=True):
+            del self.pending[key]
+            entry.slot, entry.level, entry.state = block.slot, level.number, READY
+            self.ready[key] = entry
         self._count_pending(entries, -1)
         if self.shares is not None:
             # Their policies are compared by the time: so that it tells the order they came in.
-            for age, entry in enumerate(reversed(entries)):
+            for age, entry in enumerate(reversed(entries), hotter):
                 entry.access_time -= age * RESTORED_AGE_S
         self._arrive(level, entries)
         self.policy.insert(keys[::-1], level.number)
@@ -389,6 +389,11 @@ class Index:
         self.count("evictions", keys)
         self.emit(EventKind.REMOVED, keys, level)
         return slots
+
+    def has_order_of(self, namespace: str | None, *, everywhere: bool) -> bool:
+        """Whether the coldest blocks of a namespace are found without a look at all others."""
+        alone = self.shares is not None and self.shares.policy.alone(namespace) is not None
+        return everywhere or alone
 
     def coldest(self, count: int, namespace: str | None, *, everywhere: bool) -> list[BlockEntry]:
         """Return the `count` coldest blocks without a pin, lowest tier first.

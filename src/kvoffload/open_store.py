@@ -64,7 +64,7 @@ class OpenStore:
                 await core.durability.write_through(self._entries, evicted)
         except BaseException:
             self._named.release()
-            core.drop_soon([entry.key for entry in self._entries])
+            core.removal.drop_soon([entry.key for entry in self._entries])
             raise
         finally:
             self._named.release()

@@ -301,7 +301,7 @@ class RequestScope:
             self._leases.clear()
             self._core.index.unpin(pinned)
         if self._retention is not None and self._retention.is_over:
-            self._core.forget_soon(keys)
+            self._core.removal.forget_soon(keys)
 
     def _rejected(self, keys: Sequence[Key], reason: RejectReason) -> Outcome:
         index = self._core.index

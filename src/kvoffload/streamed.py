@@ -80,7 +80,7 @@ async def store_from_source(
         await source.end()
     except BaseException:
         named.release()
-        core.drop_soon(list(stored))
+        core.removal.drop_soon(list(stored))
         raise
     named.release()
     # A hash that was given twice may have come in two groups.

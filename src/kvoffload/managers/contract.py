@@ -7,7 +7,6 @@ from contextlib import AbstractAsyncContextManager, nullcontext
 from types import TracebackType
 from typing import Self
 
-from ..blocks import BlockEntry
 from ..checks import (
     COLD_ADMISSIONS,
     WHEN_FULL,
@@ -293,20 +292,17 @@ class Contract:
             TypeError: A hash is no `bytes`, `str` or `int`.
             TierError: A tier could not erase some; they left, but may come back after a restart.
         """
-        core, index = self._core, self._core.index
+        core = self._core
         core.check()
         if block_hashes is not None and num_blocks is None:
             keys = list(dict.fromkeys(self._keys(check_hashes(block_hashes))))
-            left = await core.evict(keys)
+            left = await core.removal.evict(keys)
             return [key[1] if isinstance(key, tuple) else key for key in left]
         if block_hashes is None and num_blocks is not None:
             check_count("num_blocks", num_blocks, least=0)
-            entries = index.coldest(num_blocks, self._namespace, everywhere=self._sees_all)
-            if len(entries) < num_blocks:
-                await core.wait_for_transfers([key for key in index.pinned if self._sees(key)])
-                entries = index.coldest(num_blocks, self._namespace, everywhere=self._sees_all)
-            index.drop(entries)
-            await core.durability.erase([entry.key for entry in entries])
+            entries = await core.removal.evict_coldest(
+                num_blocks, self._namespace, everywhere=self._sees_all
+            )
             return [entry.block_hash for entry in entries]
         raise ConfigError("evict takes either block_hashes or num_blocks=")
 
@@ -328,7 +324,7 @@ class Contract:
         core = self._core
         core.check()
         keys = list(dict.fromkeys(self._keys(check_hashes(block_hashes))))
-        return [entry.block_hash for entry in await core.forget(keys)]
+        return [entry.block_hash for entry in await core.removal.forget(keys)]
 
     async def clear(self) -> None:
         """Evict everything that is not pinned or pending, for good.
@@ -336,18 +332,9 @@ class Contract:
         Raises:
             TierError: A tier could not erase some; they left, but may come back after a restart.
         """
-        core, index = self._core, self._core.index
+        core = self._core
         core.check()
-        await core.wait_for_transfers([key for key in index.pinned if self._sees(key)])
-        mine: list[BlockEntry] = []
-        if self._sees_all or any(level.has_any(self._namespace) for level in index.levels):
-            mine = [entry for key, entry in index.ready.items() if self._sees(key)]
-        index.drop([entry for entry in mine if not entry.pin_count])
-        if self._sees_all:
-            await core.durability.erase(None)
-        else:
-            stale = {key for level in index.levels for key in level.stale}
-            await core.durability.erase([key for key in stale if self._owns(key)])
+        await core.removal.clear(self._namespace, everywhere=self._sees_all)
         if core.remote is not None:
             await core.remote.clear(core.namespaces() if self._sees_all else [self._name_of_keys])
 

@@ -11,11 +11,14 @@ from ..jobs import Jobs
 from ..levels import Level
 from ..room import Room
 from ..shares import whom_of
-from ..types import FlushResult, Key
+from ..slicing import slices
+from ..types import BlockState, FlushResult, Key
 from .transfer import Transfer
 
 FLUSH_BATCH_BLOCKS = 64
 """Blocks written in one go, so that a flush holds but few pins at a time."""
+ERASE_BLOCKS = 4096
+"""Blocks erased in one go: few enough for the event loop, many for one call."""
 
 
 class Durability:
@@ -75,35 +78,43 @@ class Durability:
         self._room.look()  # a disk that was full may have space again
         level = persistent[-1]
         level.slots.retry()  # of places that failed, the last to be taken
-        volatile = self._volatile(level)
+        volatile = await self._volatile(level)
         if make_room:
-            volatile = self._take_hottest(level, volatile)
+            volatile = await self._take_hottest(level, volatile)
         for start in range(0, len(volatile), FLUSH_BATCH_BLOCKS):
             await self._copy_down(level, volatile[start : start + FLUSH_BATCH_BLOCKS])
         for each in persistent:
             await self._transfer.flush(each)
-        durable = sum(self._is_durable(entry) for entry in index.ready.values())
-        return FlushResult(durable=durable, not_durable=len(index.ready) - durable)
+        durable = not_durable = 0
+        async for part in slices(list(index.ready.values())):
+            there = [entry for entry in part if entry.state is BlockState.READY]
+            count = sum(map(self._is_durable, there))
+            durable, not_durable = durable + count, not_durable + len(there) - count
+        return FlushResult(durable=durable, not_durable=not_durable)
 
     def _is_durable(self, entry: BlockEntry) -> bool:
         levels = self._index.levels
         numbers = [entry.level, *(entry.copies or ())]
         return any(levels[number].tier.persistent for number in numbers)
 
-    def _volatile(self, persistent: Level) -> list[BlockEntry]:
+    async def _volatile(self, persistent: Level) -> list[BlockEntry]:
         """Return the blocks that lie in memory alone, hottest first."""
-        index = self._index
+        index, ready = self._index, self._index.ready
+        chooses = persistent.number > 0 and self._room.spares(persistent.number)
         found: list[BlockEntry] = []
         for level in index.levels:
-            if level is not persistent:
-                keys = index.policy.victims(level.number, level.blocks, ())
-                found += [index.ready[key] for key in reversed(keys)]
-        if persistent.number and self._room.spares(persistent.number):
-            worth = self._room.worth_writing(found)
-            found = [entry for entry in found if entry in worth]
-        return [entry for entry in found if not self._is_durable(entry)]
+            if level is persistent:
+                continue
+            keys = index.policy.victims(level.number, level.blocks, ())
+            async for part in slices(keys[::-1]):
+                there = [entry for key in part if (entry := ready.get(key)) is not None]
+                worth = self._room.worth_writing(there) if chooses else there
+                found += [
+                    entry for entry in there if entry in worth and not self._is_durable(entry)
+                ]
+        return found
 
-    def _take_hottest(self, level: Level, volatile: list[BlockEntry]) -> list[BlockEntry]:
+    async def _take_hottest(self, level: Level, volatile: list[BlockEntry]) -> list[BlockEntry]:
         """Evict from the persistent tier what must give way; return the blocks that fit then.
 
         What is reserved for a namespace, of its hottest blocks, comes before all others, also
@@ -120,8 +131,11 @@ class Durability:
                 reserved = sharing.hottest_reserved([*copied, *volatile, *there])
                 keys = [key for key in keys if index.ready[key] not in reserved][:missing]
                 volatile.sort(key=lambda entry: entry not in reserved)
-            index.drop([index.ready[key] for key in keys])
-            index.count("evictions", keys)
+            async for part in slices(keys):
+                entries = [entry for key in part if (entry := index.ready.get(key)) is not None]
+                entries = [entry for entry in entries if not entry.pin_count]
+                index.drop(entries)
+                index.count("evictions", [entry.key for entry in entries])
             if sharing is not None:
                 short = sum(entry in reserved for entry in volatile) - level.slots.free
                 given_up = [entry for entry in copied if entry not in reserved]
@@ -187,15 +201,17 @@ class Durability:
 
     async def _erase(self, stale: Sequence[tuple[Level, list[int]]]) -> None:
         failed: TierError | None = None
-        for level, slots in stale:
-            async with self._transfer.claim(level, slots):
-                # What was written meanwhile shows another block by now.
-                slots = [slot for slot in dict.fromkeys(slots) if slot in level.stale_slots]
-                keys = [next(iter(level.stale_slots[slot])) for slot in slots]
-                try:
-                    await self._transfer.erase(level, slots, keys)
-                except TierError as exc:
-                    failed = exc
+        for level, all_slots in stale:
+            for start in range(0, len(all_slots), ERASE_BLOCKS):
+                some = all_slots[start : start + ERASE_BLOCKS]
+                async with self._transfer.claim(level, some):
+                    # What was written meanwhile shows another block by now.
+                    slots = [slot for slot in dict.fromkeys(some) if slot in level.stale_slots]
+                    keys = [next(iter(level.stale_slots[slot])) for slot in slots]
+                    try:
+                        await self._transfer.erase(level, slots, keys)
+                    except TierError as exc:
+                        failed = exc
         if failed is not None:
             try:
                 raise failed
