@@ -35,6 +35,7 @@ from .policy.fifo import FIFOPolicy as FIFOPolicy
 from .policy.lru import LRUPolicy as LRUPolicy
 from .policy.s3fifo import S3FIFOPolicy as S3FIFOPolicy
 from .policy.weighted import WeightedPolicy as WeightedPolicy
+from .remote.engines import remote_tier as remote_tier
 from .remote.protocol import RemoteOutcome as RemoteOutcome
 from .remote.protocol import RemoteTier as RemoteTier
 from .remote.valkey import ValkeyTier as ValkeyTier
@@ -132,4 +133,5 @@ __all__ = (
     "WeightedPolicy",
     "WrongLoopError",
     "hash_blocks",
+    "remote_tier",
 )

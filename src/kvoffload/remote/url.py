@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import ssl
 from dataclasses import replace
 from urllib.parse import parse_qs, unquote, urlsplit
@@ -13,25 +14,36 @@ _PLAIN_SCHEMES = ("redis", "valkey")
 _TLS_SCHEMES = ("rediss", "valkeys")
 
 
+_OPTIONS = frozenset(("database", "db", "cluster"))
+_ESCAPES = "in a password, write # / ? @ as %23 %2F %3F %40"
+
+
 def parse_url(
     url: str, username: str | None, password: str | None, ssl_context: ssl.SSLContext | None
-) -> tuple[Address, bool]:
-    """Return the address, and whether it wants TLS.
+) -> tuple[Address, bool, bool]:
+    """Return the address, whether it wants TLS, and whether it is one of a cluster.
 
     Raises:
         ConfigError: It is none. The message does not show the URL, which may have a password.
     """
     scheme, mark, rest = url.partition("://")
+    scheme = scheme.lower()
     if not mark:
         scheme, rest = "unix", url
-    try:
+    parts = database = None
+    with contextlib.suppress(ValueError):  # as the context of ours it would show what was given
         parts = urlsplit(f"{scheme}://{rest}")
         port = parts.port
+        query = parse_qs(parts.query, keep_blank_values=True)
+        options = {key: values[-1] for key, values in query.items()}
         text = parts.path.strip("/") if scheme != "unix" else ""
-        text = parse_qs(parts.query).get("database", parse_qs(parts.query).get("db", [text]))[0]
-        database = int(text or 0)
-    except ValueError as exc:
-        raise ConfigError("url: the port or the database is no number") from exc
+        database = int(options.get("database", options.get("db", text)) or 0)
+    if parts is None or database is None:
+        raise ConfigError(f"url: the port or the database is no number; {_ESCAPES}")
+    if parts.fragment or not options.keys() <= _OPTIONS:
+        raise ConfigError(f"url: all that can follow are ?database= and ?cluster=true; {_ESCAPES}")
+    if (told := options.get("cluster", "false")) not in ("true", "false"):
+        raise ConfigError("url: cluster must be true or false")
     if password is None and parts.password is not None:
         password = unquote(parts.password)
     if username is None and parts.username:
@@ -55,4 +67,5 @@ def parse_url(
     return (
         replace(address, username=username, password=password, ssl_context=ssl_context),
         wants_tls,
+        told == "true",
     )

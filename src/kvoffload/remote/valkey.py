@@ -53,11 +53,12 @@ class ValkeyTier:
 
     Args:
         url: `redis://[[user]:password@]host[:port][/database]` or `valkey://...`; `rediss://` or
-            `valkeys://` with TLS; `unix:///path[?database=1]`; or the path of a Unix socket.
+            `valkeys://` with TLS; `unix:///path[?database=1]`; or the path of a Unix socket. With
+            `?cluster=true` it names one node of a cluster.
         name: Name of the tier.
         layout: What the payloads look like (model, number format, parallel ranks), where the
             namespace does not say so: blocks of another layout are not there.
-        cluster: Whether it is a cluster, of which the URL names one node.
+        cluster: Whether it is a cluster, if the URL does not say so.
         pool: Connections for payloads, to each server.
         ttl_s: Seconds that a block is kept at most; `None` for as long as the engine likes.
         username: User, if the URL has none.
@@ -91,10 +92,11 @@ class ValkeyTier:
             self._expiry = (b"PX", b"%d" % milliseconds)
         self._layout = layout_fingerprint(layout)
         self._prefix = b"kvoffload:%d:%x:" % (VERSION, self._layout)
-        self._address, self._wants_tls = parse_url(url, username, password, ssl_context)
-        if cluster and self._address.path:
-            raise ConfigError("cluster=True needs a host and a port, not a Unix socket")
-        self._is_cluster = cluster
+        address, wants_tls, is_cluster = parse_url(url, username, password, ssl_context)
+        self._address, self._wants_tls = address, wants_tls
+        self._is_cluster = cluster or is_cluster
+        if self._is_cluster and (address.path or address.database):
+            raise ConfigError("a cluster has a host, a port and one database, 0; no Unix socket")
         self._open: tuple[Nodes, ThreadPoolExecutor] | None = None
 
     def __repr__(self) -> str:
