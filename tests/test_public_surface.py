@@ -177,6 +177,19 @@ class TestFactory:
         sizes = {name: tier.capacity_blocks for name, tier in front.get_stats().tiers.items()}
         assert sizes == {"hot": 5, "warm": 6, "cold": 7}
 
+    def test_a_remote_tier_by_its_url(self) -> None:
+        """What is told of it arrives; its password shows nowhere."""
+        settings = kvoffload.ManagerSettings(
+            remote_url="redis://:secret@127.0.0.1:1", remote_layout="a", remote_queue_bytes=5
+        )
+        assert "secret" not in repr(settings)
+        manager = LRUManagerFactory.create_async(settings)
+        told = manager._core.options.remote
+        assert told is not None
+        assert repr(told.tier) == "<ValkeyTier 'remote': 127.0.0.1:1>"
+        assert (told.timeout_s, told.ttl_s, told.queue_bytes, told.admission) == (0.5, 1, 5, "all")
+        assert LRUManagerFactory.create_async()._core.options.remote is None
+
     def test_wrong_numbers(self) -> None:
         """The error names the setting and what is allowed."""
         with pytest.raises(kvoffload.ConfigError, match="num_blocks must be an integer"):
@@ -191,6 +204,16 @@ class TestFactory:
             )
         with pytest.raises(kvoffload.ConfigError, match="cold_blocks and cold_path belong"):
             kvoffload.ManagerSettings(cold_blocks=5)
+        with pytest.raises(kvoffload.ConfigError, match="remote_timeout_s must be finite and more"):
+            kvoffload.ManagerSettings(remote_timeout_s=0)
+        with pytest.raises(kvoffload.ConfigError, match="remote_queue_bytes must be an integer"):
+            kvoffload.ManagerSettings(remote_queue_bytes=-1)
+        with pytest.raises(kvoffload.ConfigError, match="remote_ttl_s must be finite and at least"):
+            kvoffload.ManagerSettings(remote_ttl_s=-1)
+        with pytest.raises(kvoffload.ConfigError, match="remote_admission must be 'all', 'likely'"):
+            kvoffload.ManagerSettings(remote_admission="some")  # type: ignore[arg-type]  # tested
+        with pytest.raises(kvoffload.ConfigError, match="url of a remote tier must be one of"):
+            LRUManagerFactory.create_async(kvoffload.ManagerSettings(remote_url="cache"))
         with pytest.raises(kvoffload.ConfigError, match=r"unknown policy 'mru'.*lru.*weighted"):
             LRUManagerFactory.create_async(kvoffload.ManagerSettings(policy="mru"))
 

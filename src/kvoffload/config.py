@@ -13,6 +13,7 @@ from .checks import (
     WRITE_POLICIES,
     check_choice,
     check_count,
+    check_seconds,
     check_watermarks,
 )
 from .errors import ConfigError
@@ -49,6 +50,14 @@ class ManagerSettings:
         min_free_bytes: Bytes that it leaves free on the file system.
         encryption_key: Key of an encrypted cold tier; shows in no `repr`.
         shares: What namespaces may have at most, and what is kept for them, by name.
+        remote_url: Engine that other managers share, see `remote_tier`; `None` for none. It may
+            have a password, so it shows in no `repr`.
+        remote_layout: What the payloads look like, where the namespace does not say so.
+        remote_timeout_s: Seconds that a call to the engine may take; see `AsyncLRUManager`, also
+            for the others below.
+        remote_ttl_s: Seconds that its answer to a lookup is believed.
+        remote_queue_bytes: Payload bytes of blocks that wait to be sent to it.
+        remote_admission: Which blocks are sent to it.
 
     Raises:
         ConfigError: A number is out of range, or there is a cold tier without a path or a path
@@ -78,6 +87,12 @@ class ManagerSettings:
     min_free_bytes: int = 0
     encryption_key: bytes | None = field(default=None, repr=False)
     shares: Mapping[str, NamespaceShare] | None = None
+    remote_url: str | None = field(default=None, repr=False)
+    remote_layout: str = ""
+    remote_timeout_s: float = 0.5
+    remote_ttl_s: float = 1.0
+    remote_queue_bytes: int = 256 * 1024 * 1024
+    remote_admission: Literal["all", "likely", "reused"] = "all"
 
     def __post_init__(self) -> None:
         check_count("hot_blocks", self.hot_blocks)
@@ -88,6 +103,10 @@ class ManagerSettings:
         check_choice("cold_admission", self.cold_admission, COLD_ADMISSIONS)
         check_choice("when_full", self.when_full, WHEN_FULL)
         check_choice("write_policy", self.write_policy, WRITE_POLICIES)
+        check_choice("remote_admission", self.remote_admission, COLD_ADMISSIONS)
+        check_seconds("remote_timeout_s", self.remote_timeout_s, positive=True)
+        check_seconds("remote_ttl_s", self.remote_ttl_s)
+        check_count("remote_queue_bytes", self.remote_queue_bytes, least=0)
         check_watermarks(self.watermarks)
         if self.fsync not in ("flush", "always"):
             raise ConfigError(f"fsync must be 'flush' or 'always', not {self.fsync!r}")

@@ -26,6 +26,11 @@ namespaces = ["team-a"]
 [namespaces.team-a]
 max = "1GiB"
 """
+REMOTE = f"""
+remote_url = "redis://:{SECRET}@cache"
+remote_layout = "model/bf16"
+remote_queue_bytes = "1GiB"
+"""
 
 
 @pytest.fixture(autouse=True)
@@ -67,6 +72,20 @@ def test_json_is_one_object_with_plain_values(
     assert settings["warm"] == {"value": 0, "origin": "default", "name": None}
     assert settings["tokens.0.token"]["value"] == "set"
     assert settings["tokens.0.namespaces"]["value"] == ["team-a"]
+    assert SECRET not in out
+
+
+def test_a_shared_engine_shows_but_for_its_url(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "kvoffload.toml").write_text(REMOTE)
+    assert main(["config"]) == 0
+    out = capsys.readouterr().out
+    rows = {line.split()[0]: line.split()[1:] for line in out.splitlines() if line.strip()}
+    assert rows["remote_url"] == ["set", "kvoffload.toml"]
+    assert rows["remote_layout"] == ["model/bf16", "kvoffload.toml"]
+    assert rows["remote_queue_bytes"] == ["1", "GiB", "kvoffload.toml"]
+    assert rows["remote_timeout_s"] == ["0.5", "default"]
     assert SECRET not in out
 
 

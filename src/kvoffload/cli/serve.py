@@ -26,6 +26,29 @@ def serve(
         Path | None, _option("Directory of the cold tier; its blocks **stay for the next run**.")
     ] = None,
     block_bytes: Annotated[str | None, _option("Longest block.", size=True)] = None,
+    remote_url: Annotated[
+        str | None,
+        _option(
+            "Engine that machines share, as `redis://cache:6379`. Other users of this machine "
+            "see options: with a password, set `KVOFFLOAD_REMOTE_URL`."
+        ),
+    ] = None,
+    remote_layout: Annotated[
+        str | None,
+        _option("What the payloads look like; **blocks are shared where it is the same**."),
+    ] = None,
+    remote_timeout_s: Annotated[
+        float | None, _option("Seconds that a call to the engine may take.")
+    ] = None,
+    remote_ttl_s: Annotated[
+        float | None, _option("Seconds that its answer to a lookup is believed.")
+    ] = None,
+    remote_queue_bytes: Annotated[
+        str | None, _option("Blocks that may wait to be sent to it.", size=True)
+    ] = None,
+    remote_admission: Annotated[
+        str | None, _option("Which blocks are sent to it: `all`, `reused` or `likely`.")
+    ] = None,
     staging: Annotated[
         str | None, _option("Buffers for blocks on their way from the disk.", size=True)
     ] = None,
@@ -84,6 +107,12 @@ def serve(
         "cold": cold,
         "cold_path": cold_path,
         "block_bytes": block_bytes,
+        "remote_url": remote_url,
+        "remote_layout": remote_layout,
+        "remote_timeout_s": remote_timeout_s,
+        "remote_ttl_s": remote_ttl_s,
+        "remote_queue_bytes": remote_queue_bytes,
+        "remote_admission": remote_admission,
         "staging": staging,
         "policy": policy,
         "host": host,

@@ -6,6 +6,7 @@ from pathlib import Path
 
 from ..checks import check_count
 from ..config import ManagerSettings
+from ..remote.engines import remote_tier
 from ..tiers.disk import DiskTier
 from ..tiers.memory import MemoryTier
 from ..types import BlockSource, OffloadingManager
@@ -105,7 +106,7 @@ class LRUManagerFactory:
         """
         settings = ManagerSettings() if settings is None else settings
         size = settings.block_bytes
-        warm = cold = None
+        warm = cold = remote = None
         if settings.warm_blocks:
             warm = MemoryTier(settings.warm_blocks, size, name="warm")
         if settings.cold_path is not None:
@@ -120,10 +121,13 @@ class LRUManagerFactory:
                 min_free_bytes=settings.min_free_bytes,
                 encryption_key=settings.encryption_key,
             )
+        if settings.remote_url is not None:
+            remote = remote_tier(settings.remote_url, layout=settings.remote_layout)
         return AsyncLRUManager(
             hot=MemoryTier(settings.hot_blocks, size, name="hot"),
             warm=warm,
             cold=cold,
+            remote=remote,
             policy=settings.policy,
             prefetch_lookahead=settings.prefetch_lookahead,
             promote_threshold=settings.promote_threshold,
@@ -136,4 +140,8 @@ class LRUManagerFactory:
             write_policy=settings.write_policy,
             close_timeout_s=settings.close_timeout_s,
             shares=settings.shares,
+            remote_timeout_s=settings.remote_timeout_s,
+            remote_ttl_s=settings.remote_ttl_s,
+            remote_queue_bytes=settings.remote_queue_bytes,
+            remote_admission=settings.remote_admission,
         )

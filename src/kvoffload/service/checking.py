@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from ..errors import ConfigError
+from ..remote.engines import remote_tier
 from ..sizes import human_bytes, memory_needed, memory_of_machine, room_on_disk
 from ..storage.keyfile import parse_key
 from .mistakes import Mistake
@@ -61,6 +62,7 @@ class Checker:
         self._check_cold()
         self._check_memory()
         self._check_disk()
+        self._check_remote()
         self._check_shares()
         self._check_reserved()
         self._check_tokens()
@@ -157,6 +159,15 @@ class Checker:
                 f"and there is room for {human_bytes(room)}",
                 *takers,
             )
+
+    def _check_remote(self) -> None:
+        settings = self._settings
+        if settings.remote_url is None or not self._fine("remote_url", "remote_layout"):
+            return
+        try:
+            remote_tier(settings.remote_url.get_secret_value(), layout=settings.remote_layout)
+        except ConfigError as exc:  # which never shows the URL
+            self._add(str(exc).removeprefix("url: "), "remote_url")
 
     # Namespaces
 

@@ -103,10 +103,10 @@ def is_secret(path: Sequence[str]) -> bool:
     """Tell whether what is at a path in the settings must not be shown.
 
     A whole token is, in whatever shape it came, and so is the hash of one: it may be a token in
-    the wrong place.
+    the wrong place. A URL may have a password.
     """
     shown = ("namespaces", "rights", "token_file")
-    return path[0] == "encryption_key" or (
+    return path[0] in ("encryption_key", "remote_url") or (
         path[0] == "tokens" and not (len(path) > 2 and path[2] in shown)
     )
 

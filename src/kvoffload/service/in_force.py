@@ -16,7 +16,18 @@ if TYPE_CHECKING:
     from .settings import ServiceSettings
 
 TIERS = ("hot", "warm", "cold")
-_SIZES = frozenset((*TIERS, "block_bytes", "max", "max_body", "min_free", "reserved", "staging"))
+_SIZES = frozenset(
+    (
+        *TIERS,
+        "block_bytes",
+        "max",
+        "max_body",
+        "min_free",
+        "remote_queue_bytes",
+        "reserved",
+        "staging",
+    )
+)
 
 
 @dataclass(frozen=True, slots=True)

@@ -220,6 +220,9 @@ def _describe(settings: ServiceSettings) -> str:
         if blocks := getattr(settings, name) // one:
             where = f" in {settings.cold_path}" if name == "cold" else ""
             parts.append(f"{name} {human_bytes(blocks * one)}{where}")
+    if settings.remote_url is not None:
+        scheme = settings.remote_url.get_secret_value().partition("://")[0]  # nothing else of it
+        parts.append(f"remote on {scheme}://")
     protection = "unprotected"
     if count := len(settings.tokens):
         protection = f"protected by {count} token{'s' if count > 1 else ''}"

@@ -109,6 +109,15 @@ class ServiceSettings(BaseSettings):
         min_free: Bytes that the cold tier leaves free on the file system.
         encryption_key: Key of an encrypted cold tier, 64 hex digits.
         encryption_key_file: A file with it, in 32 bytes or 64 hex digits.
+        remote_url: Engine that this service shares with others, as `redis://cache:6379`; see
+            `kvoffload.remote_tier`. It may have a password, so it is never shown.
+        remote_layout: What the payloads look like: model, number format, parallel ranks. Services
+            that share blocks have the same one.
+        remote_timeout_s: Seconds that a call to the engine may take; see `AsyncLRUManager`, also
+            for the next ones.
+        remote_ttl_s: Seconds that its answer to a lookup is believed.
+        remote_queue_bytes: Bytes of blocks that may wait to be sent to it.
+        remote_admission: Which blocks are sent to it.
         staging: Budget of the buffers for blocks that have no address of their own.
         reservation_ttl_s: Seconds until a two-phase holder that never completes is given up.
         close_timeout_s: Seconds for draining and flushing at close, and as much for the tiers.
@@ -162,6 +171,12 @@ class ServiceSettings(BaseSettings):
     min_free: Size = 0
     encryption_key: SecretStr | None = None
     encryption_key_file: FilePath | None = None
+    remote_url: SecretStr | None = None
+    remote_layout: str = ""
+    remote_timeout_s: Seconds = 0.5
+    remote_ttl_s: SecondsOrZero = 1.0
+    remote_queue_bytes: Size = 256 * MIB
+    remote_admission: Literal["all", "likely", "reused"] = "all"
     staging: Size = 256 * MIB
     reservation_ttl_s: Seconds = 600.0
     close_timeout_s: SecondsOrZero = 30.0
@@ -275,6 +290,12 @@ class ServiceSettings(BaseSettings):
             min_free_bytes=self.min_free,
             encryption_key=key.get_secret_value() if key else None,
             shares=self.shares(),
+            remote_url=self.remote_url.get_secret_value() if self.remote_url else None,
+            remote_layout=self.remote_layout,
+            remote_timeout_s=self.remote_timeout_s,
+            remote_ttl_s=self.remote_ttl_s,
+            remote_queue_bytes=self.remote_queue_bytes,
+            remote_admission=self.remote_admission,
         )
 
     @property
