@@ -1,1 +1,1 @@
-"""Two FastAPI applications that share a block cache."""
+"""Two services that share a block cache."""

@@ -95,6 +95,10 @@ class Level:
             )
         return room
 
+    @property
+    def _tier_state(self) -> TierState:
+        return getattr(self.tier, "state", TierState.SERVING)
+
     def has_any(self, namespace: str | None) -> bool:
         """Whether a namespace has blocks at home here; `True` where that is not known at once."""
         return namespace is None or self.usage.get(namespace, (0, 0))[0] > 0
@@ -166,7 +170,7 @@ class Level:
             free_blocks=self.slots.free + self.slots.useless,
             pending_blocks=self.slots.in_use - blocks,
             retired_blocks=self.slots.retired,
-            state=getattr(self.tier, "state", TierState.SERVING),
+            state=self._tier_state,
             queue_bytes=sum(size for size, _ in self.under_way.values()),
             wait_s=max((now - began for _, began in self.under_way.values()), default=0.0),
             read_latency_s=self.meter.latency_s,
@@ -175,11 +179,13 @@ class Level:
         )
 
     def stats_of(self, namespace: str | None, all_namespaces: Iterable[str | None]) -> TierStats:
-        """Return what a namespace has here: blocks at home and their bytes."""
+        """Return what a namespace has here: blocks at home, their bytes; and the tier's state."""
         if namespace is None:
             others = [self.usage.get(name, (0, 0)) for name in all_namespaces if name is not None]
             blocks = self.blocks - sum(usage[0] for usage in others)
             size = self.bytes - self.copied_bytes - sum(usage[1] for usage in others)
         else:
             blocks, size = self.usage.get(namespace, (0, 0))
-        return TierStats(self.tier.medium, self.slots.capacity, blocks=blocks, bytes=size)
+        return TierStats(
+            self.tier.medium, self.slots.capacity, blocks=blocks, bytes=size, state=self._tier_state
+        )

@@ -129,6 +129,19 @@ def test_a_tier_in_trouble_says_so_and_nothing_is_cut() -> None:
     assert sum("…" in line for line in lines) == 1  # the name of the namespace
 
 
+def test_an_engine_that_others_share_has_no_slots_and_a_queue() -> None:
+    overview = later(1)
+    far = {"medium": "remote", "capacity_blocks": 0, "blocks": 0, "bytes": 0}
+    far |= {"state": "unavailable", "backlog_bytes": 3 << 20, "dropped_blocks": 12345}
+    overview["stats"]["tiers"] = {"hot": TIER, "remote": TIER | far}
+    lines = text(View(parsed(overview)))
+    assert "remote - - 3 500 us" in lines
+    assert lines[lines.index("remote - - 3 500 us") + 1] == "unavailable"
+    assert any(line.endswith("to be sent 3 MiB") for line in lines)
+    assert any(line.endswith("not sent 12,345") for line in lines)
+    assert not any("to be sent" in line for line in text(View(parsed(OVERVIEW))))
+
+
 def test_the_names_of_others_cannot_move_the_cursor() -> None:
     assert "team\\u{1b}[2J 30 10 75.0% 9 576 KiB 1 GiB 1 B" in text(View(parsed(OVERVIEW)), 100)
     assert printable("a\u202eb\n") == "a\\u{202e}b\\u{a}"

@@ -456,6 +456,31 @@ def test_all_that_a_service_may_say_is_shown(
         dashboard.context.close()
 
 
+def test_an_engine_that_others_share_has_a_queue_and_no_slots(cold: str, browser: Browser) -> None:
+    overview = overview_of(1)
+    far = {"medium": "remote", "state": "unavailable", "capacity_blocks": 0, "blocks": 0}
+    far |= {"backlog_bytes": 3 << 20, "dropped_blocks": 12345}
+    overview["stats"]["tiers"]["far"] = overview["stats"]["tiers"]["c"] | far
+    with ServiceInThread(cold) as service:
+        dashboard = Dashboard(browser, service.url)
+        page = dashboard.page
+        page.route("**/v1/overview", lambda route: route.fulfill(body=json.dumps(overview)))
+        dashboard.open()
+        tier, disk = page.locator("[data-tier=far]"), page.locator("[data-tier=c]")
+        expect(tier.locator(".state")).to_have_text("unavailable")
+        colors = [
+            element.evaluate("e => getComputedStyle(e).color")
+            for element in (tier.locator(".state"), disk.locator(".state"))
+        ]
+        assert colors[0] == colors[1]  # as one that is read alone
+        expect(tier).to_contain_text("To be sent")
+        expect(tier).to_contain_text("3.00 MiB12,345 not sent")
+        for part in (".bar", ".fill"):
+            expect(tier.locator(part)).to_be_hidden()
+            expect(disk.locator(part)).to_be_visible()
+        dashboard.context.close()
+
+
 def test_it_polls_once_a_second_however_often_it_is_looked_at(cold: str, browser: Browser) -> None:
     """Coming back to the tab polls at once; the poll that was under way counts no more."""
     held: list[Route] = []

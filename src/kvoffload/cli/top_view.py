@@ -11,7 +11,7 @@ from rich.padding import Padding
 from rich.table import Table
 from rich.text import Text
 
-from ..types import TierState
+from ..types import Medium, TierState
 from .report import human_bytes
 
 if TYPE_CHECKING:
@@ -102,12 +102,17 @@ class View:
             label = Text(printable(name))
             if tier.state is not TierState.SERVING:
                 label.append(f"\n{tier.state.value.replace('_', ' ')}", _STATES[tier.state])
+            slots = (Text(""), "", "", "")
+            if not _is_shared(tier):
+                slots = (
+                    _bar(tier),
+                    f"{tier.blocks / max(1, tier.capacity_blocks):.0%}",
+                    f"{_count(tier.blocks)}/{_count(tier.capacity_blocks)}",
+                    human_bytes(tier.bytes),
+                )
             table.add_row(
                 label,
-                _bar(tier),
-                f"{tier.blocks / max(1, tier.capacity_blocks):.0%}",
-                f"{_count(tier.blocks)}/{_count(tier.capacity_blocks)}",
-                human_bytes(tier.bytes),
+                *slots,
                 _bytes(self._tier_rate(name, "bytes_read")),
                 _bytes(self._tier_rate(name, "bytes_written")),
                 f"{tier.queue_depth:,}",
@@ -137,6 +142,9 @@ class View:
             bad = number and name in ("corrupt", "io_errors")
             label = {"io_errors": "I/O errors"}.get(name, name)
             table.add_row(label, f"{number:,}", style="red" if bad else None)
+        for tier in filter(_is_shared, stats.tiers.values()):
+            table.add_row("to be sent", human_bytes(tier.backlog_bytes))
+            table.add_row("not sent", f"{tier.dropped_blocks:,}")
         return table
 
     def _namespaces(self, rows: int, width: int) -> RenderableType:
@@ -198,6 +206,11 @@ def _table(*columns: str, gap: int = 1) -> Table:
 
 def _pair(label: str, value: str, style: str = "") -> Text:
     return Text.assemble((f"{label} ", "dim"), (value, style))
+
+
+def _is_shared(tier: TierStats) -> bool:
+    """Tell whether a tier is an engine that others share, which has no slots of ours."""
+    return tier.medium is Medium.REMOTE and not tier.capacity_blocks
 
 
 def _bar(tier: TierStats) -> Text:

@@ -229,7 +229,7 @@ class NamespaceView(Contract):
     """An `AsyncLRUManager` seen from inside one namespace; leaving it closes nothing.
 
     Its stats, events, `clear` and `evict` see its own blocks alone. Of a tier's stats it has the
-    capacity, and the blocks (and their bytes) that have their home there; the rest is 0.
+    capacity, the state, and the blocks (and their bytes) that have their home there; the rest is 0.
     """
 
     def __init__(self, manager: AsyncLRUManager, name: str) -> None:
