@@ -124,7 +124,12 @@ class Core:
         )
         if self.options.remote is not None:
             self.remote = Remote(
-                self.options.remote, self.index, self.transfer, self.storing, self.jobs
+                self.options.remote,
+                self.index,
+                self.transfer,
+                self.storing,
+                self.loading,
+                self.jobs,
             )
         self.removal = Removal(
             self.index,
@@ -275,7 +280,7 @@ class Core:
     def locate_far(self, key: Key) -> BlockLocation:
         """Return what is known of a block that is not ready here."""
         state = self.index.state(key)
-        if state is ABSENT and self.remote is not None and self.remote.knows(key):
+        if self.remote is not None and self.remote.knows(key):
             return BlockLocation(BlockState.READY, self.remote.name)
         return BlockLocation(state)
 
@@ -301,6 +306,11 @@ class Core:
             TierError: The remote tier could not read some.
         """
         return [] if self.remote is None else await self.remote.bring(keys, timeout_s)
+
+    async def quiet(self) -> None:
+        """Wait until nothing is being read or fetched that somebody waits for."""
+        while self.loading.demand or (self.remote is not None and self.remote.demand):
+            await self.index.changed.wait()
 
     def namespaces(self) -> list[str]:
         """Return the names of the namespaces with blocks, the manager's own first."""

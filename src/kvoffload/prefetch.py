@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 from collections import OrderedDict
 from collections.abc import Awaitable, Callable, Sequence
+from itertools import islice
 
 import anyio
 
@@ -28,6 +29,8 @@ class Prefetcher:
         batch_blocks: Most blocks given to one `fetch`.
         workers: Batches fetched at a time.
         may_fetch: Waits until a batch may be fetched; false where all that is queued is dropped.
+        find: Returns those of a batch that are there to be fetched, where that has to be asked;
+            what it can't find out, it counts as dropped.
     """
 
     def __init__(
@@ -39,11 +42,13 @@ class Prefetcher:
         batch_blocks: int,
         workers: int,
         may_fetch: Callable[[], Awaitable[bool]] | None = None,
+        find: Callable[[Sequence[Key]], Awaitable[Sequence[Key]]] | None = None,
     ) -> None:
         self._index = index
         self._wanted = wanted
         self._fetch = fetch
         self._may_fetch = _at_once if may_fetch is None else may_fetch
+        self._find = find
         self._batch_blocks = batch_blocks
         self.workers = workers
         self._queue: OrderedDict[Key, bool] = OrderedDict()  # whether somebody asked for it
@@ -51,6 +56,10 @@ class Prefetcher:
         self._wake = anyio.Event()
         self.hinted: set[Key] = set()
         """All that was hinted since the queue was empty: no victim of what is fetched for it."""
+
+    def waiting(self, most: int) -> list[Key]:
+        """Return the blocks that are next in the queue."""
+        return list(islice(self._queue, most))
 
     def hint(self, keys: Sequence[Key], *, asked: bool = True) -> list[Key]:
         """Queue blocks that are wanted and not queued yet; return them. Never waits.
@@ -110,7 +119,11 @@ class Prefetcher:
             batch = dict(self._queue.popitem(last=False) for _ in range(size))
             self._fetching |= batch
             try:
-                await self._fetch_batch([key for key in batch if self._wanted(key)])
+                wanted = [key for key in batch if self._wanted(key)]
+                if wanted and self._find is not None:
+                    found = await self._find(wanted)
+                    wanted = [key for key in found if self._wanted(key)]
+                await self._fetch_batch(wanted)
             finally:
                 for key in batch:
                     self._fetching.pop(key, None)

@@ -111,7 +111,7 @@ class RequestScope:
         index.pin(entries)
         self._pinned = entries
         self._hit = self._next = len(keys)
-        if core.read_ahead is not None and not self._is_far:
+        if core.read_ahead is not None:
             self._ahead = core.read_ahead(keys)
         index.count("hits", keys)
         return self

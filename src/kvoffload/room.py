@@ -331,7 +331,7 @@ class Room:
     ) -> list[BlockEntry]:
         """Return those of a level's blocks that can't give way without being written below."""
         down = [entry for entry in entries if not entry.copies]
-        if self.spares(number + 1):
+        if number + 1 < len(self._index.levels) and self.spares(number + 1):
             spared = set(down) - self.worth_writing(down)
             if self.sharing is not None:
                 spared &= set(self.sharing.losable([e for e in down if e in spared], whom))

@@ -8,8 +8,10 @@ from typing import Self
 
 from ..checks import COLD_ADMISSIONS, check_choice, check_count, check_seconds
 from ..core import check_tiers
+from ..errors import TierError
 from ..keys import check_hashes, check_namespace
 from ..movement.remote.part import RemoteOptions
+from ..movement.remote.sightings import ASK_BLOCKS
 from ..named import Named
 from ..policy import make_policy, policy_maker
 from ..policy.partitions import make_partitions
@@ -141,11 +143,12 @@ class AsyncLRUManager(Manager):
         )
         self._prefetcher = Prefetcher(
             self._core.index,
-            self._is_below,
+            self._is_wanted,
             self._bring_up,
             batch_blocks=prefetch_lookahead,
             workers=1,
             may_fetch=self._may_bring_up,
+            find=None if far is None else self._find,
         )
         self._core.prefetchers.append(self._prefetcher)
         self._lookahead = prefetch_lookahead
@@ -158,6 +161,8 @@ class AsyncLRUManager(Manager):
 
     def hint_prefetch(self, block_hashes: Sequence[BlockHash]) -> int:
         """Queue blocks of lower tiers to be brought up in the background; return how many were.
+
+        With a `RemoteTier`, also those that are not here and may be there: that is asked later.
 
         Never waits. A full queue drops its oldest and counts them in `prefetch_dropped`. They are
         read behind what somebody waits for, into room that stores can spare.
@@ -200,28 +205,54 @@ class AsyncLRUManager(Manager):
         Nobody asked for it: so only into room that was made ahead.
         """
         ready, levels = self._core.index.ready, self._core.index.levels
-        if not (keys and levels[0].low) or levels[ready[keys[-1]].level].tier.addressable:
+
+        def is_in_memory(key: Key) -> bool:
+            entry = ready.get(key)  # none where only the remote tier has it
+            return entry is not None and levels[entry.level].tier.addressable
+
+        if not (keys and levels[0].low) or is_in_memory(keys[-1]):
             return ()
         first = 0
-        while levels[ready[keys[first]].level].tier.addressable:
+        while is_in_memory(keys[first]):
             first += 1
         ahead = keys[first : first + self._lookahead] if first else ()
         return self._prefetcher.hint(ahead, asked=False)
 
     async def _may_bring_up(self) -> bool:
         """Wait until nobody waits for a read, and for room that stores can spare."""
-        loading = self._core.loading
-        await loading.quiet()
-        return await loading.spare_room()
+        await self._core.quiet()
+        return await self._core.loading.spare_room()
 
-    def _is_below(self, key: Key) -> bool:
-        entry = self._core.index.ready.get(key)
-        return entry is not None and entry.level > 0
+    def _is_wanted(self, key: Key) -> bool:
+        index, remote = self._core.index, self._core.remote
+        entry = index.ready.get(key)
+        if entry is not None:
+            return entry.level > 0
+        return remote is not None and key not in index.pending and remote.may_have(key)
+
+    async def _find(self, keys: Sequence[Key]) -> Sequence[Key]:
+        """Return those of hinted blocks that are here or on the remote tier."""
+        index, remote = self._core.index, self._core.remote
+        assert remote is not None
+        far = [key for key in keys if key not in index.ready]
+        if not far:
+            return keys
+        sizes: Mapping[Key, int | None] = {}
+        ahead = [key for key in self._prefetcher.waiting(ASK_BLOCKS) if key not in index.ready]
+        try:
+            sizes = await remote.sizes(far, ahead)
+        except TierError:  # told where it happened
+            index.count("prefetch_dropped", far)
+        return [key for key in keys if sizes.get(key) is not None or key in index.ready]
 
     async def _bring_up(self, keys: Sequence[Key]) -> Sequence[Key]:
-        index = self._core.index
+        index, remote = self._core.index, self._core.remote
         named = Named(index, tuple(self._prefetcher.hinted))
-        await self._core.loading.promote([index.ready[key] for key in keys], named)
+        near = [index.ready[key] for key in keys if key in index.ready]
+        if near:
+            await self._core.loading.promote(near, named)
+        if remote is not None and len(near) < len(keys):
+            await remote.bring_ahead([key for key in keys if key not in index.ready], named)
         return [key for key in keys if (entry := index.ready.get(key)) and entry.level == 0]
 
 

@@ -24,7 +24,7 @@ from ..jobs import Jobs
 from ..keys import show_hash
 from ..named import Named
 from ..room import Room
-from ..shares import whom_of
+from ..shares import Whom, whom_of
 from ..types import BlockState, ByteArray, Key
 from ..views import Place, Staging
 from .storing import Storing
@@ -93,7 +93,8 @@ class Loading:
         self._jobs = jobs
         self._promote_threshold = promote_threshold
         self._flights: dict[Key, Flight] = {}
-        self._demand = 0  # flights that somebody waited for from the start
+        self.demand = 0
+        """Flights that somebody waited for from the start."""
         self.on_demand: list[Callable[[Sequence[Key]], None]] = []
         """Are told what somebody waits for, as its read begins."""
 
@@ -207,11 +208,6 @@ class Loading:
             if not flight.users and flight.landed.is_set():
                 self._retire(flight)
 
-    async def quiet(self) -> None:
-        """Wait until nothing is being read that somebody waits for."""
-        while self._demand:
-            await self._index.changed.wait()
-
     async def spare_room(self) -> bool:
         """Wait until the hottest tier has room that stores can spare, but not for long.
 
@@ -227,6 +223,31 @@ class Loading:
                 await self._index.changed.wait()
             return True
         return False
+
+    async def room_for_hint(self, count: int, whom: Whom, named: Named) -> list[Grant]:
+        """Get up to so many slots of the hottest tier for blocks that nobody waits for.
+
+        Those that stores can spare; or where none are made ahead, also those of what is colder,
+        but not of what the hint names.
+        """
+        if self._index.levels[0].low:
+            slots = self._room.take_spare(0, count, [], whom=whom)
+            return [Grant(slot) for slot in slots]
+        named.hold()
+        try:
+            return await self._room_above(count, whom)
+        finally:
+            named.release()
+
+    def tell_demand(self, keys: Sequence[Key]) -> None:
+        """Tell that somebody waits for these from now on."""
+        if keys:
+            for tell in self.on_demand:
+                tell(keys)
+
+    def release(self, grants: Sequence[Grant]) -> None:
+        """Give slots for hints back that nothing came for."""
+        self._room.release(0, grants)
 
     async def promote(self, entries: Sequence[BlockEntry], named: Named) -> None:
         """Bring blocks up into the hottest tier, as far as there is room; nobody waits for them.
@@ -256,7 +277,7 @@ class Loading:
                 mine[entry.key] = flight
                 if flight.is_hinted:
                     flight.is_hinted = False
-                    self._tell_demand([entry.key])
+                    self.tell_demand([entry.key])
                 continue
             rises = self._rises(entry)
             if rises or not self._index.levels[entry.level].tier.addressable:
@@ -271,16 +292,12 @@ class Loading:
             self.leave(mine)
             raise
         if fresh:
-            self._demand += len(fresh)
-            self._tell_demand([flight.entry.key for flight in fresh])
+            self.demand += len(fresh)
+            self.tell_demand([flight.entry.key for flight in fresh])
             self._index.begin_transfer([flight.entry for flight in fresh])
             rising = [flight for flight in rising if flight.grant is None]
             self._jobs.start(lambda _: self._fly(fresh, rising))
         return mine
-
-    def _tell_demand(self, keys: Sequence[Key]) -> None:
-        for tell in self.on_demand:
-            tell(keys)
 
     def _rises(self, entry: BlockEntry) -> bool:
         """Whether a block is due for the hottest tier."""
@@ -360,7 +377,8 @@ class Loading:
     async def _fly(self, flights: Sequence[Flight], rising: Sequence[Flight]) -> None:
         try:
             if rising:
-                grants = await self._room_above([flight.entry for flight in rising])
+                entries = [flight.entry for flight in rising]
+                grants = await self._room_above(len(entries), whom_of(entries))
                 for flight, grant in zip(rising, grants, strict=False):
                     flight.grant = (0, grant)
             await self._read_all(flights)
@@ -368,7 +386,7 @@ class Loading:
             log.exception("reading %d blocks failed", len(flights))
             raise
         finally:
-            self._demand -= len(flights)
+            self.demand -= len(flights)
             self._land(flights)
         await self._erase_bad(flights)
 
@@ -376,15 +394,7 @@ class Loading:
         """Open flights for those blocks alone that there is room for, and nobody else fetches."""
         flights: list[Flight] = []
         try:
-            if self._index.levels[0].low:
-                slots = self._room.take_spare(0, len(entries), [], whom=whom_of(entries))
-                grants = [Grant(slot) for slot in slots]
-            else:
-                named.hold()
-                try:
-                    grants = await self._room_above(entries)
-                finally:
-                    named.release()
+            grants = await self.room_for_hint(len(entries), whom_of(entries), named)
             landed = anyio.Event()
             for entry in entries:
                 if grants and self._may_rise(entry) and entry.key not in self._flights:
@@ -402,10 +412,10 @@ class Loading:
             self._index.end_transfer(entries)
         await self._erase_bad(flights)
 
-    async def _room_above(self, entries: Sequence[BlockEntry]) -> list[Grant]:
+    async def _room_above(self, count: int, whom: Whom) -> list[Grant]:
         """Get slots of the hottest tier for blocks on their way up, as far as there are any."""
         moves: list[Move] = []
-        grants = self._room.make_room(0, len(entries), moves, [], whom=whom_of(entries))
+        grants = self._room.make_room(0, count, moves, [], whom=whom)
         await self._storing.run_moves(moves, [])
         return [grant for grant in grants if grant.usable]
 

@@ -99,8 +99,7 @@ class Storing:
         index, hottest = self._index, self._index.levels[0]
         if not hottest.tier.addressable or len(keys) > hottest.slots.free:
             return None
-        sharing = self._room.sharing
-        if sharing is not None and not sharing.has_left(namespace_of(keys), sum(sizes)):
+        if not self.has_left(namespace_of(keys), sum(sizes)):
             return None
         admitted = index.policy.admit(
             keys, 0, chain=named.chain, pinned=index.pinned, retention=named.retention
@@ -164,6 +163,11 @@ class Storing:
         """Let blocks that are pending without a slot count for no share yet."""
         if self._room.sharing is not None:
             self._room.sharing.hold_back(entries)
+
+    def has_left(self, namespace: str | None, size: int) -> bool:
+        """Tell whether a namespace may have so many bytes more with nothing of its own leaving."""
+        sharing = self._room.sharing
+        return sharing is None or sharing.has_left(namespace, size)
 
     async def take_room(self, entries: Sequence[BlockEntry]) -> bool:
         """Get slots of the hottest tier for pending blocks that the manager itself fills.

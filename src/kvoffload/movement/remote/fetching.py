@@ -19,8 +19,11 @@ from ...errors import (
 )
 from ...index import Index
 from ...jobs import Jobs
+from ...named import Named
 from ...remote.protocol import RemoteOutcome
-from ...types import ByteArray, Key
+from ...shares import NOBODY, namespace_of
+from ...types import BlockState, ByteArray, Key
+from ..loading import Loading
 from ..storing import Storing
 from ..transfer import Transfer
 from .engine import Engine, again
@@ -30,6 +33,8 @@ BATCH_BYTES = 32 * 1024 * 1024
 """Most payload bytes asked of the engine at a time, and under one deadline."""
 BATCH_BLOCKS = 256
 """Most blocks."""
+
+ABSENT = BlockState.ABSENT
 
 log = logging.getLogger("kvoffload")
 
@@ -42,12 +47,14 @@ class Fetch:
         users: Callers that wait for it. Once it is here, it is pinned once for each.
         landed: Set when it is over.
         error: What went wrong; `None` where it is here, or turned out to be gone.
+        is_hinted: Nobody waits for it, it was hinted.
     """
 
-    __slots__ = ("entry", "error", "landed", "users")
+    __slots__ = ("entry", "error", "is_hinted", "landed", "users")
 
-    def __init__(self, entry: BlockEntry) -> None:
+    def __init__(self, entry: BlockEntry, *, is_hinted: bool = False) -> None:
         self.entry = entry
+        self.is_hinted = is_hinted
         self.users = 0
         self.landed = anyio.Event()
         self.error: OffloadError | None = None
@@ -72,8 +79,10 @@ class Fetching:
         index: Index,
         transfer: Transfer,
         storing: Storing,
+        loading: Loading,
         jobs: Jobs,
     ) -> None:
+        self._loading = loading
         self._engine = engine
         self._sightings = sightings
         self._index = index
@@ -81,6 +90,8 @@ class Fetching:
         self._storing = storing
         self._jobs = jobs
         self.under_way: dict[Key, Fetch] = {}
+        self.demand = 0
+        """Blocks that somebody waited for from the start."""
 
     async def bring(self, keys: Sequence[Key], timeout_s: float | None) -> list[BlockEntry]:
         """Fetch blocks that are not here; return pinned entries, to be unpinned by the caller.
@@ -123,6 +134,19 @@ class Fetching:
             raise
         return held + [fetch.entry for fetch in mine if fetch.is_here]
 
+    async def bring_ahead(self, keys: Sequence[Key], named: Named) -> None:
+        """Fetch blocks that nobody waits for, as far as they are there and there is room to spare.
+
+        Those that the hint names are not pushed out for each other. Cancelled, it goes on.
+
+        Raises:
+            TierUnavailableError: The engine does not answer.
+        """
+        sizes = await self._sightings.sizes(keys)
+        found = {key: size for key, size in sizes.items() if size is not None}
+        if found:
+            await self._jobs.start(lambda _: self._fetch_ahead(found, named)).result()
+
     # Inside
 
     def _board(
@@ -153,9 +177,12 @@ class Fetching:
             started = [Fetch(entry) for entry in entries]
             self.under_way |= zip(fresh, started, strict=True)
             joined += started
+            self.demand += len(started)
             self._jobs.start(lambda _: self._fetch(started))
+        self._loading.tell_demand(fresh + [fetch.entry.key for fetch in joined if fetch.is_hinted])
         for fetch in joined:
             fetch.users += 1
+            fetch.is_hinted = False
         mine += joined
         self._engine.level.counters["hits"] += len(joined)
 
@@ -168,19 +195,45 @@ class Fetching:
     async def _fetch(self, fetches: Sequence[Fetch]) -> None:
         try:
             for batch in _batches(fetches):
-                await self._fetch_batch(batch)
+                if await self._storing.take_room([fetch.entry for fetch in batch]):
+                    await self._fill(batch)
+                else:
+                    self._land(
+                        batch, "the hottest tier has no room for what is fetched: load fewer"
+                    )
         except Exception:
             log.exception("fetching %d blocks failed", len(fetches))
             raise
         finally:
             self._land([one for one in fetches if not one.landed.is_set()], _CUT_OFF)
+            self.demand -= len(fetches)
+            self._index.changed.fire()
 
-    async def _fetch_batch(self, fetches: Sequence[Fetch]) -> None:
+    async def _fetch_ahead(self, sizes: dict[Key, int], named: Named) -> None:
+        """Fetch those blocks alone that there is room for, and nobody else has or fetches."""
+        index = self._index
+        namespaces = {namespace_of((key,)) for key in sizes}
+        whom = namespaces.pop() if len(namespaces) == 1 else NOBODY
+        grants = await self._loading.room_for_hint(len(sizes), whom, named)
+        fetches: list[Fetch] = []
+        for key, size in sizes.items():
+            fits = grants and index.state(key) is ABSENT
+            if fits and self._storing.has_left(namespace_of((key,)), size):
+                (entry,) = index.reserve((key,), (size,), pins=1)
+                entry.slot = grants.pop(0).slot
+                fetches.append(Fetch(entry, is_hinted=True))
+                self.under_way[key] = fetches[-1]
+        self._loading.release(grants)
+        try:
+            for batch in _batches(fetches):
+                await self._fill(batch)
+        finally:
+            self._land([one for one in fetches if not one.landed.is_set()], _CUT_OFF)
+
+    async def _fill(self, fetches: Sequence[Fetch]) -> None:
+        """Read blocks that have their slots, and publish them."""
         index, hot = self._index, self._index.levels[0]
         entries = [fetch.entry for fetch in fetches]
-        if not await self._storing.take_room(entries):
-            self._land(fetches, "the hottest tier has no room for what is fetched: load fewer")
-            return
         keys = [entry.key for entry in entries]
         outcomes: Sequence[RemoteOutcome | TierError] = ()
         try:
@@ -246,6 +299,8 @@ class Fetching:
             entry = fetch.entry
             del self.under_way[entry.key]
             if self._index.ready.get(entry.key) is entry:
+                if fetch.is_hinted:
+                    self._index.prefetched.add(entry.key)
                 for _ in range(fetch.users):
                     self._index.pin((entry,))
             elif why is _CUT_OFF:

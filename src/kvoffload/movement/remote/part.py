@@ -12,7 +12,8 @@ from ...jobs import Jobs
 from ...levels import Level
 from ...metrics import TierStats
 from ...remote.protocol import RemoteTier
-from ...types import Key
+from ...types import BlockState, Key
+from ..loading import Loading
 from ..storing import Storing
 from ..transfer import Transfer
 from .engine import Engine
@@ -52,6 +53,7 @@ class Remote:
         index: Index,
         transfer: Transfer,
         storing: Storing,
+        loading: Loading,
         jobs: Jobs,
     ) -> None:
         self.name = options.tier.name
@@ -63,7 +65,7 @@ class Remote:
         self._sightings = sightings = Sightings(
             engine, index, jobs, transfer.canonical_key, ttl_s=options.ttl_s
         )
-        self._fetching = Fetching(engine, sightings, index, transfer, storing, jobs)
+        self._fetching = Fetching(engine, sightings, index, transfer, storing, loading, jobs)
         self._sending = Sending(
             engine,
             sightings,
@@ -75,13 +77,20 @@ class Remote:
         )
         sightings.coming = self._sending.fetched = self._fetching.under_way
         self.prefix = sightings.prefix
+        self.sizes = sightings.sizes
         self.bring = self._fetching.bring
+        self.bring_ahead = self._fetching.bring_ahead
         self.drain = self._sending.drain
 
     @property
     def level(self) -> Level:
         """Its counters and meter."""
         return self._engine.level
+
+    @property
+    def demand(self) -> int:
+        """Blocks being fetched that somebody waited for from the start."""
+        return self._fetching.demand
 
     @property
     def tasks(self) -> Sequence[Callable[[], Coroutine[Any, Any, None]]]:
@@ -102,9 +111,15 @@ class Remote:
         await self._tier.close()
 
     def knows(self, key: Key) -> bool:
-        """Tell whether a block was seen there a moment ago."""
+        """Tell whether a block that is not here was seen there a moment ago, or is on its way."""
+        if self._index.state(key) is not BlockState.ABSENT:
+            return key in self._fetching.under_way
         size = self._sightings.size_of(key)
         return size is not None and size != UNKNOWN
+
+    def may_have(self, key: Key) -> bool:
+        """Tell whether a block is not known not to be there."""
+        return self._sightings.size_of(key) is not None
 
     def size_of(self, key: Key) -> int | None:
         """Return the payload bytes of a block that was hit there, `None` if it is gone.

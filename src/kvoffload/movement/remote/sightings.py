@@ -104,8 +104,10 @@ class Sightings:
         self._engine.took_too_long()  # so that the next one does not wait as long
         return self._walk(keys, told)[0]
 
-    async def sizes(self, keys: Sequence[Key]) -> dict[Key, int | None]:
+    async def sizes(self, keys: Sequence[Key], ahead: Sequence[Key] = ()) -> dict[Key, int | None]:
         """Return the payload bytes of blocks that are not here, `None` for one that isn't there.
+
+        Where it has to ask, it asks for those `ahead` too, which will be wanted next.
 
         Raises:
             TierUnavailableError: The engine does not answer.
@@ -118,6 +120,8 @@ class Sightings:
             unknown = [key for key in keys if key not in told]
             if not unknown:
                 return told
+            if self._ttl_s:
+                unknown += ahead
             await self._ask(unknown[:ASK_BLOCKS], told, must=True)
 
     # Inside
