@@ -179,6 +179,21 @@ async def test_more_than_fits() -> None:
         await settled(kv)
 
 
+async def test_what_can_never_fit_is_not_begun() -> None:
+    """A first part of it was fetched, and pushed out what was there."""
+    hashes = chain("block", 400)
+    remote = DictRemoteTier(store=engine_with(hashes))
+    async with manager_of(remote, hot_blocks=300) as kv:
+        await kv.store(hashes[:100], payloads(hashes[:100]))
+        await kv.store(chain("own", 200), payloads(chain("own", 200)))
+        with pytest.raises(CapacityError, match=r"300 blocks to fetch, .* hold 400 at once"):
+            async with kv.load(hashes):
+                pass
+        assert remote.calls["get"] == 0
+        assert kv.get_stats().evictions == 0
+        await settled(kv)
+
+
 async def test_namespaces_share_with_their_own_alone() -> None:
     engine = engine_with(["a"], "tenant")
     async with manager_of(DictRemoteTier(store=engine), namespace="model") as kv:

@@ -171,6 +171,13 @@ class Fetching:
                 return  # of a load that fails nothing is fetched
             else:
                 fresh.append(key)
+        slots = index.levels[0].slots.capacity
+        together = len(fresh) + len(joined) + sum(not entry.level for entry in held)
+        if fresh and together > slots:  # before some are fetched in vain, and push out others
+            raise CapacityError(
+                f"{len(missing)} blocks to fetch, and the hottest tier, which has {slots} slots, "
+                f"is to hold {together} at once: load fewer"
+            )
         if fresh:
             entries = index.reserve(fresh, [sizes[key] or 0 for key in fresh], pins=1)
             self._storing.hold_back(entries)
