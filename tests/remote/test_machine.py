@@ -54,6 +54,21 @@ class WithEngine(WholeManager):
         self.loop.run_until_complete(call())
 
     @precondition(lambda self: not self.closed)
+    @rule(chain=CHAINS, namespace=NAMESPACES)
+    def look_around(self, chain: list[int], namespace: str) -> None:
+        """What a lookup found on the engine may be deleted by the time it returns."""
+
+        async def call() -> None:
+            view = self.view(namespace)
+            hit = await view.lookup(chain)
+            assert hit >= self.kv._core.index.prefix_hit(view._keys(chain))
+            view.locate(chain)
+            await view.touch(chain)
+            view.get_stats()
+
+        self.loop.run_until_complete(call())
+
+    @precondition(lambda self: not self.closed)
     @rule(number=st.integers(0, 9), namespace=NAMESPACES)
     def stored_by_another(self, number: int, namespace: str) -> None:
         self.another_stores(number, namespace)
