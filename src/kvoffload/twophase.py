@@ -25,12 +25,13 @@ class Hold:
     """The two-phase loads of one block.
 
     Attributes:
-        entry: The block.
-        deadlines: When each load is taken back, oldest first.
+        entries: What each load pins, oldest first. One whose bytes turned out to be bad leaves, and
+            the block may have been stored anew since.
+        deadlines: When each is taken back.
         flights: What it was read with; one a load.
     """
 
-    entry: BlockEntry
+    entries: list[BlockEntry] = field(default_factory=list)
     deadlines: list[float] = field(default_factory=list)
     flights: list[dict[Key, Flight]] = field(default_factory=list)
 
@@ -109,9 +110,8 @@ class TwoPhase:
         """Take over pins, and the flights of what was read, until `end_load`."""
         deadline = self._clock() + self._ttl_s
         for entry in entries:
-            hold = self._held.get(entry.key)
-            if hold is None:
-                hold = self._held[entry.key] = Hold(entry)
+            hold = self._held.setdefault(entry.key, Hold())
+            hold.entries.append(entry)
             hold.deadlines.append(deadline)
             flight = flights.pop(entry.key, None)
             hold.flights.append({} if flight is None else {entry.key: flight})
@@ -122,7 +122,8 @@ class TwoPhase:
         """Return where the bytes of a held block are."""
         for flights in self._held[entry.key].flights:
             for flight in flights.values():
-                return self._loading.place_of(entry, flight)
+                if flight.entry is entry:
+                    return self._loading.place_of(entry, flight)
         return self._loading.place_of(entry)
 
     def end_load(self, keys: Sequence[Key]) -> list[BlockHash]:
@@ -160,7 +161,7 @@ class TwoPhase:
         if writable:
             return self._index.pending.get(entry.key) is entry and not entry.pin_count
         hold = self._held.get(entry.key)
-        return hold is not None and hold.entry is entry
+        return hold is not None and any(held is entry for held in hold.entries)
 
     def lend(self, entry: BlockEntry, *, writable: bool) -> memoryview:
         """Make a view of a prepared block.
@@ -216,14 +217,15 @@ class TwoPhase:
             else:
                 self._late_stores[entry.key] = now + self._ttl_s
             self._tell_expired(entry, "reservation")
-        for hold in tuple(self._held.values()):
+        for key, hold in tuple(self._held.items()):
             while hold.deadlines and hold.deadlines[0] <= now:
+                entry = hold.entries[0]
                 self._release(hold)
-                if hold.entry.key in self._unsure_loads:
-                    self._unsure_loads.discard(hold.entry.key)  # it was completed, perhaps
+                if key in self._unsure_loads:
+                    self._unsure_loads.discard(key)  # it was completed, perhaps
                 else:
-                    self._late_loads[hold.entry.key] = now + self._ttl_s
-                self._tell_expired(hold.entry, "pin")
+                    self._late_loads[key] = now + self._ttl_s
+                self._tell_expired(entry, "pin")
             deadlines += hold.deadlines[:1]
         for late in (self._late_stores, self._late_loads):
             for key in [key for key, until in late.items() if until <= now]:
@@ -240,7 +242,7 @@ class TwoPhase:
         )
 
     def _release(self, hold: Hold) -> list[BlockHash]:
-        entry = hold.entry
+        entry = hold.entries.pop(0)
         del hold.deadlines[0]
         derived: list[BlockHash] = []
         if not hold.deadlines:

@@ -97,3 +97,26 @@ async def test_policy_that_raises_on_a_lower_level_costs_no_block() -> None:
         for t in s.tiers.values():
             assert t.free_blocks + t.blocks == t.capacity_blocks
         assert await kv.lookup(range(4)) == 4
+
+
+async def test_a_held_block_that_turned_out_bad_and_was_stored_anew() -> None:
+    """The next holder's pin was never taken back, but that of the bad block twice."""
+    hot = FaultyTier(MemoryTier(4, 64))
+    cold = RestartableTier(8, 64, name="cold")
+    async with AsyncLRUManager(hot=hot, cold=cold, policy="lru") as kv:
+        view = kv.namespace("tenant")
+        await view.store(["a"], [b"old"])
+        old = await view.prepare_load(["a"])
+        assert bytes(old.entries[0].view) == b"old"
+        hot.flip_byte("read", times=1)
+        await kv.flush()
+        assert kv.get_stats().corrupt == 1
+        await view.store(["a"], [b"new"])
+        new = await view.prepare_load(["a"])
+        assert bytes(new.entries[0].view) == b"new"
+        for _ in range(2):
+            kv.check_invariants()
+            await view.complete_load(["a"])
+        kv.check_invariants()
+        assert kv.get_stats().pinned == 0
+        assert kv.get_stats().tiers["hot"].free_blocks == 3

@@ -105,6 +105,9 @@ class WithEngine(WholeManager):
         """A probe finds it well again, what was seen is not believed any more."""
 
         async def call() -> None:
+            # Else they might expire, which is `time_is_up`.
+            if self.loads or any(call.what.startswith("prepare_load") for call in self.calls):
+                return
             self.clock.advance(1.5)
             await self.turn(turns)
 
