@@ -35,6 +35,7 @@ from .policy.fifo import FIFOPolicy as FIFOPolicy
 from .policy.lru import LRUPolicy as LRUPolicy
 from .policy.s3fifo import S3FIFOPolicy as S3FIFOPolicy
 from .policy.weighted import WeightedPolicy as WeightedPolicy
+from .remote.object_store import ObjectStoreTier as ObjectStoreTier
 from .remote.protocol import RemoteOutcome as RemoteOutcome
 from .remote.protocol import RemoteTier as RemoteTier
 from .remote.valkey import ValkeyTier as ValkeyTier
@@ -104,6 +105,7 @@ __all__ = (
     "NamespaceShare",
     "NamespaceView",
     "NotPinnedError",
+    "ObjectStoreTier",
     "OffloadError",
     "OffloadingEvent",
     "OffloadingManager",
