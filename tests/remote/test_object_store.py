@@ -420,7 +420,7 @@ def test_a_buffer_that_somebody_has_is_not_used_again() -> None:
     """A request that was cancelled reads on: not another block's bytes."""
     staging = Staging(2)
     with staging.buffer(10) as buffer:
-        held = memoryview(buffer)
+        held = buffer.data
     del buffer
     with staging.buffer(10) as buffer:
         assert not np.shares_memory(buffer, np.asarray(held))
@@ -475,6 +475,18 @@ async def test_somebody_comes(prefix: str, moto: ObjectServer) -> None:
         await put(tier, key_of("block"))
         assert await get(tier, key_of("block")) == [payload_for(key_of("block"), SIZE)]
         await tier.close()
+
+
+async def test_what_the_environment_says(
+    moto: ObjectServer, prefix: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It is all that a URL needs beside it; an endpoint without TLS is one that is wanted."""
+    monkeypatch.setenv("AWS_ENDPOINT_URL", moto.options["endpoint"])
+    monkeypatch.setenv("AWS_ACCESS_KEY_ID", "key")
+    monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", SECRET)
+    async with opened(ObjectStoreTier(f"s3://{BUCKET}/{prefix}")) as tier:
+        await put(tier, key_of("block"))
+        assert await get(tier, key_of("block")) == [payload_for(key_of("block"), SIZE)]
 
 
 async def test_a_bucket_that_is_not_there(seaweed: ObjectServer) -> None:
@@ -562,6 +574,32 @@ async def test_obstore_is_imported_late() -> None:
     code = "import kvoffload, sys; sys.exit('obstore' in sys.modules)"
     child = await asyncio.create_subprocess_exec(sys.executable, "-c", code)
     assert await child.wait() == 0
+
+
+async def test_a_fork_says_what_is_wrong(tmp_path: Path) -> None:
+    """The client's threads are not there, so that no call would ever end."""
+    script = tmp_path / "fork.py"
+    script.write_text(f"""
+import asyncio, os
+from kvoffload import ConfigError, ObjectStoreTier
+
+async def use():
+    tier = ObjectStoreTier("file://{tmp_path}")
+    await tier.open()
+    await tier.close()
+
+asyncio.run(use())
+if pid := os.fork():
+    assert os.waitpid(pid, 0)[1] == 0
+else:
+    try:
+        asyncio.run(use())
+    except ConfigError as exc:
+        os._exit("spawn" not in str(exc))
+""")
+    child = await asyncio.create_subprocess_exec(sys.executable, str(script))
+    with anyio.fail_after(30):
+        assert await child.wait() == 0
 
 
 @pytest.mark.parametrize("url", ["gs://bucket/prefix", "az://container/prefix"])

@@ -9,7 +9,7 @@ import os
 import re
 from collections.abc import AsyncIterator, Mapping, Sequence
 from importlib import util
-from typing import TYPE_CHECKING, Literal, TypeAlias
+from typing import TYPE_CHECKING, ClassVar, Literal, TypeAlias
 from urllib.parse import urlsplit
 
 from ..errors import ConfigError
@@ -73,14 +73,25 @@ def check_url(url: str) -> str:
 class ObjectClient:
     """One store. Objects have names in it, and are there as a whole or not at all."""
 
+    first_pid: ClassVar[int | None] = None
+    """The process that had one first: obstore's threads are there, and in no fork of it."""
+
     def __init__(self, url: str, options: Options, client_options: Options) -> None:
         """Set it up; it takes some milliseconds, looks at the disk, and connects to nothing.
 
         Raises:
-            ConfigError: An option is unknown or wrong.
+            ConfigError: An option is unknown or wrong, or the process is a fork of one that used
+                an object store.
         """
         import obstore
         from obstore import exceptions, store
+
+        if ObjectClient.first_pid not in (None, os.getpid()):
+            raise ConfigError(
+                "this process is a fork of one that used an object store, whose threads did not "
+                "come along: fork before the first one is opened, or spawn"
+            )
+        ObjectClient.first_pid = os.getpid()
 
         self._errors = (exceptions.BaseError, OSError, NotImplementedError)
         self._exists = exceptions.AlreadyExistsError
