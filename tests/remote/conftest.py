@@ -33,13 +33,13 @@ def own_server(tmp_path: Path) -> Iterator[Server]:
 
 
 @pytest.fixture(scope="session")
-def shared_seaweed(tmp_path_factory: pytest.TempPathFactory) -> Iterator[ObjectServer]:
+def shared_seaweed(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Seaweed]:
     with Seaweed(tmp_path_factory.mktemp("seaweed")) as server:
         yield server
 
 
 @pytest.fixture
-def seaweed(shared_seaweed: ObjectServer) -> Iterator[ObjectServer]:
+def seaweed(shared_seaweed: Seaweed) -> Iterator[Seaweed]:
     """Return a server that may be stopped, and is as it was afterwards; it is not empty."""
     yield shared_seaweed
     shared_seaweed.go_on()

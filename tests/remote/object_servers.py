@@ -12,7 +12,7 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
 import boto3  # type: ignore[import-untyped]  # it has no types
 import botocore.config  # type: ignore[import-untyped]  # as above
@@ -20,7 +20,7 @@ import botocore.exceptions  # type: ignore[import-untyped]  # as above
 
 from kvoffload import ObjectStoreTier
 
-from .servers import free_port
+from .servers import free_port, make_certificates
 
 KEY, SECRET = "test-key", "s3cret"
 BUCKET = "blocks"
@@ -101,7 +101,7 @@ class ObjectServer:
         """Tell whether it takes an object."""
         with self.client() as client:
             try:
-                client.put_object(Bucket=BUCKET, Key="probe", Body=b"")
+                client.put_object(Bucket=BUCKET, Key="probe", Body=bytes(100_000))
             except client.exceptions.NoSuchBucket:
                 client.create_bucket(Bucket=BUCKET)
                 return False
@@ -123,7 +123,7 @@ class ObjectServer:
             assert time.monotonic() < deadline, (self.directory / "log").read_text()[-4000:]
             time.sleep(0.05)
 
-    def __enter__(self) -> ObjectServer:
+    def __enter__(self) -> Self:
         self.start()
         return self
 
@@ -143,6 +143,8 @@ class Seaweed(ObjectServer):
         self._volumes = volumes
         self._volume_megabytes = volume_megabytes
         self._ports = [free_port() for _ in range(7)]
+        self.tls_port = free_port()
+        make_certificates(directory)
         identity = {
             "name": "test",
             "credentials": [{"accessKey": KEY, "secretKey": SECRET}],
@@ -170,6 +172,9 @@ class Seaweed(ObjectServer):
             "s3": "true",
             "s3.port": self.port,
             "s3.port.grpc": s3_grpc,
+            "s3.port.https": self.tls_port,
+            "s3.cert.file": self.directory / "cert.pem",
+            "s3.key.file": self.directory / "key.pem",
             "s3.port.iceberg": 0,
             "s3.port.lance": 0,
             "s3.config": self.directory / "s3.json",

@@ -3,11 +3,15 @@
 from __future__ import annotations
 
 import asyncio
+import atexit
+import contextlib
 import hashlib
+import re
 import resource
 import struct
 import sys
 import threading
+import time
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from importlib import util
@@ -29,10 +33,11 @@ from kvoffload import (
 )
 from kvoffload.keys import encode_key
 from kvoffload.remote.envelope import added_bytes, header_of, layout_fingerprint, trailer_of
+from kvoffload.remote.object_client import EXIT_S, ObjectClient
 from kvoffload.remote.staging import Staging
 from kvoffload.testing import RemoteTierContract, eventually, payload_for
 
-from .object_servers import BUCKET, SECRET, ObjectServer
+from .object_servers import BUCKET, SECRET, ObjectServer, Seaweed
 from .servers import free_port
 
 SIZE = 100_000
@@ -79,6 +84,12 @@ def name_of(key: bytes, layout: str = "") -> str:
     """Return the name that a block of the namespace `test` has in the store."""
     digest = hashlib.blake2b(key, digest_size=16).hexdigest()
     return f"kvoffload/1/{layout_fingerprint(layout):x}/n-test/{digest[:2]}/{digest[2:]}"
+
+
+def options_at(port: int) -> dict[str, str]:
+    """Return what finds a server that lets everybody in."""
+    endpoint = {"endpoint": f"http://127.0.0.1:{port}", "region": "us-east-1"}
+    return {**endpoint, "access_key_id": "key", "secret_access_key": SECRET}
 
 
 @asynccontextmanager
@@ -259,6 +270,46 @@ async def test_a_store_without_conditional_writes(moto: ObjectServer, prefix: st
         assert await get(tier, *keys) == [payload_for(key, SIZE) for key in keys]
 
 
+async def test_a_store_that_refuses_conditional_writes(prefix: str) -> None:
+    """It says 501: from then on, writes are plain."""
+    written: list[bytes] = []
+
+    async def talk(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        with contextlib.suppress(asyncio.IncompleteReadError):
+            while head := (await reader.readuntil(b"\r\n\r\n")).lower():
+                length = re.search(rb"content-length: (\d+)", head)
+                body = await reader.readexactly(int(length[1]) if length else 0)
+                if head.startswith(b"head"):
+                    writer.write(b"HTTP/1.1 404 Not Found\r\ncontent-length: 0\r\n\r\n")
+                elif head.startswith(b"get"):
+                    writer.write(b"HTTP/1.1 200 OK\r\ncontent-length: %d\r\n\r\n" % len(_EMPTY))
+                    writer.write(_EMPTY)
+                elif b"if-none-match" in head:
+                    writer.write(b"HTTP/1.1 501 Not Implemented\r\ncontent-length: 0\r\n\r\n")
+                else:
+                    written.append(body)
+                    writer.write(b'HTTP/1.1 200 OK\r\netag: "1"\r\ncontent-length: 0\r\n\r\n')
+        writer.transport.abort()
+
+    with anyio.fail_after(20):
+        async with await asyncio.start_server(talk, "127.0.0.1", 0, limit=2**20) as listening:
+            port = listening.sockets[0].getsockname()[1]
+            async with opened(ObjectStoreTier("s3://bucket", options=options_at(port))) as tier:
+                await put(tier, key_of("one"))
+                await put(tier, key_of("two"))
+    assert len(written) == 2
+
+
+async def test_what_is_deleted_twice(tmp_path: Path) -> None:
+    """Some stores call the first name that is not there an error, and stop."""
+    client = ObjectClient(f"file://{tmp_path}", {}, {})
+    for name in ("a", "b"):
+        assert await client.create(name, b"value")
+    await client.delete(["nobody's", "a", "neither", "b"])
+    assert await client.size("a") is None
+    assert await client.size("b") is None
+
+
 async def test_a_folder_that_goes_away(tmp_path: Path) -> None:
     """Then nothing is there, until somebody writes."""
     folder = tmp_path / "with spaces and ü"
@@ -351,13 +402,7 @@ async def stalled() -> AsyncIterator[tuple[StalledServer, ObjectStoreTier]]:
     with anyio.fail_after(20):
         async with await asyncio.start_server(server.talk, "127.0.0.1", 0, limit=4096) as listening:
             port = listening.sockets[0].getsockname()[1]
-            options = {
-                "endpoint": f"http://127.0.0.1:{port}",
-                "region": "us-east-1",
-                "access_key_id": "key",
-                "secret_access_key": SECRET,
-            }
-            async with opened(ObjectStoreTier("s3://bucket", options=options)) as tier:
+            async with opened(ObjectStoreTier("s3://bucket", options=options_at(port))) as tier:
                 yield server, tier
             server.go_on.set()
             await server.gone.wait()
@@ -449,9 +494,7 @@ async def test_nothing_is_left_when_it_is_closed(tmp_path: Path) -> None:
 
 
 async def test_nobody_is_there(prefix: str) -> None:
-    options = {"endpoint": f"http://127.0.0.1:{free_port()}", "region": "us-east-1"}
-    options |= {"access_key_id": "key", "secret_access_key": SECRET}
-    tier = ObjectStoreTier(f"s3://{BUCKET}/{prefix}", options=options)
+    tier = ObjectStoreTier(f"s3://{BUCKET}/{prefix}", options=options_at(free_port()))
     with anyio.fail_after(10):
         with pytest.raises(TierUnavailableError, match="Connection refused"):
             await tier.open()
@@ -487,6 +530,19 @@ async def test_what_the_environment_says(
     async with opened(ObjectStoreTier(f"s3://{BUCKET}/{prefix}")) as tier:
         await put(tier, key_of("block"))
         assert await get(tier, key_of("block")) == [payload_for(key_of("block"), SIZE)]
+
+
+async def test_tls(seaweed: Seaweed, prefix: str) -> None:
+    """Payloads are not signed then, for nobody can change them; and a stranger is no server."""
+    options = {**seaweed.options, "endpoint": f"https://127.0.0.1:{seaweed.tls_port}"}
+    trust = {"root_certificate": (seaweed.directory / "cert.pem").read_bytes()}
+    async with opened(seaweed.tier(prefix, options=options, client_options=trust)) as tier:
+        await put(tier, key_of("block"))
+        assert await get(tier, key_of("block")) == [payload_for(key_of("block"), SIZE)]
+    tier = seaweed.tier(prefix, options=options)
+    with pytest.raises(TierUnavailableError, match="InvalidCertificate UnknownIssuer"):
+        await tier.open()
+    await tier.close()
 
 
 async def test_a_bucket_that_is_not_there(seaweed: ObjectServer) -> None:
@@ -574,6 +630,19 @@ async def test_obstore_is_imported_late() -> None:
     code = "import kvoffload, sys; sys.exit('obstore' in sys.modules)"
     child = await asyncio.create_subprocess_exec(sys.executable, "-c", code)
     assert await child.wait() == 0
+
+
+def test_a_process_that_ends_waits_for_the_clients_threads(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """One of ten processes that ended right after a request was aborted on a busy machine: a
+    thread had told of the request's end, and wanted the interpreter once more."""
+    registered: list[object] = []
+    monkeypatch.setattr(ObjectClient, "first_pid", None)
+    monkeypatch.setattr(atexit, "register", lambda *call: registered.append(call))
+    for _ in range(2):
+        ObjectClient(f"file://{tmp_path}", {}, {})
+    assert registered == [(time.sleep, EXIT_S)]
 
 
 async def test_a_fork_says_what_is_wrong(tmp_path: Path) -> None:

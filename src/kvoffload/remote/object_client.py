@@ -5,8 +5,10 @@ What they fail with is one kind of error, whose message shows neither credential
 
 from __future__ import annotations
 
+import atexit
 import os
 import re
+import time
 from collections.abc import AsyncIterator, Mapping, Sequence
 from importlib import util
 from typing import TYPE_CHECKING, ClassVar, Literal, TypeAlias
@@ -25,13 +27,16 @@ BASE_CLIENT_OPTIONS: Mapping[str, object] = {"connect_timeout": "2s", "timeout":
 MAX_RETRIES = 2
 """A store in the cloud fails one request of some ten thousand, and means it: "try again"."""
 FIRST_RETRY_S, MOST_RETRY_S, RETRY_TIMEOUT_S = 0.02, 0.1, 1.0
+EXIT_S = 0.05
+"""Seconds that a process waits before the interpreter ends: a thread of obstore's that is telling
+of a request's end then, and has woken the event loop but not gone on itself, would abort it."""
 
 Options: TypeAlias = Mapping[str, object]
 
 _STATUS = re.compile(r"status code: (\d{3})([A-Za-z ]*)")
 _CODE = re.compile(r"<Code>([\w.-]+)</Code>")
 _MESSAGE = re.compile(r"<Message>([^<]{1,200})")
-_CAUSE = re.compile(r"(?:message|error): \"([^\"\\]{1,200})\"")
+_CAUSE = re.compile(r"(?:message|error): \"([^\"\\]{1,200})\"|(InvalidCertificate)\(\s*(\w+)")
 _ENDPOINTS = ("AWS_ENDPOINT", "AWS_ENDPOINT_URL", "AWS_ENDPOINT_URL_S3")
 
 
@@ -91,7 +96,9 @@ class ObjectClient:
                 "this process is a fork of one that used an object store, whose threads did not "
                 "come along: fork before the first one is opened, or spawn"
             )
-        ObjectClient.first_pid = os.getpid()
+        if ObjectClient.first_pid is None:
+            ObjectClient.first_pid = os.getpid()
+            atexit.register(time.sleep, EXIT_S)
 
         self._errors = (exceptions.BaseError, OSError, NotImplementedError)
         self._exists = exceptions.AlreadyExistsError
@@ -180,19 +187,22 @@ class ObjectClient:
             RequestError: The store does not do so.
         """
         for start in range(0, len(names), LIST_OBJECTS):
-            page = names[start : start + LIST_OBJECTS]
-            try:
-                await self._obstore.delete_async(self._store, page)
-            except FileNotFoundError:
-                # Some stores say so of the first that another deleted meanwhile, and stop.
-                if len(page) > 1:
-                    for name in page:
-                        await self.delete([name])
-            except self._errors as exc:
-                failure = _failure(exc)
-            else:
-                continue
+            await self._delete(names[start : start + LIST_OBJECTS])
+
+    async def _delete(self, names: Sequence[str]) -> None:
+        try:
+            await self._obstore.delete_async(self._store, names)
+            return
+        except FileNotFoundError:
+            failure = None
+        except self._errors as exc:
+            failure = _failure(exc)
+        if failure is not None:
             raise failure
+        if len(names) > 1:
+            # Some stores say so of the first that is not there, and stop.
+            for name in names:
+                await self._delete([name])
 
     async def list(self, folder: str) -> AsyncIterator[list[str]]:
         """Yield the names of the objects in a folder, page by page.
@@ -234,7 +244,7 @@ def _failure(exc: BaseException) -> RequestError:
         words = words or f"{status[1]}{status[2]}".strip()
     elif not words:
         first = text.partition("\n")[0].rpartition(" - ")[2]
-        causes = _CAUSE.findall(text)
+        causes = [" ".join(filter(None, groups)) for groups in _CAUSE.findall(text)]
         words = ": ".join([re.sub(r"\S+://\S+|\?\S+", "", first).strip(), *causes[-1:]])
     is_local = "LocalFileSystem" in text or isinstance(exc, OSError)
     return RequestError(words, is_refusal=bool(status) or is_local)
