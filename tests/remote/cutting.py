@@ -1,14 +1,40 @@
-"""A network that breaks in the middle of something."""
+"""Servers that a test makes up, and a network that breaks in the middle of something."""
 
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
 
 import anyio
 
 from kvoffload.testing import eventually
+
+
+@asynccontextmanager
+async def serving(
+    talk: Callable[[asyncio.StreamReader, asyncio.StreamWriter], Awaitable[None]],
+    *,
+    limit: int = 2**20,
+) -> AsyncIterator[int]:
+    """Have each connection talked to; yields the port. Leaves when nobody talks any more."""
+    open_now: set[asyncio.StreamWriter] = set()
+
+    async def run(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        open_now.add(writer)
+        try:
+            await talk(reader, writer)
+        except (OSError, asyncio.IncompleteReadError):
+            pass
+        finally:
+            writer.transport.abort()
+            open_now.discard(writer)
+
+    async with await asyncio.start_server(run, "127.0.0.1", 0, limit=limit) as listening:
+        yield listening.sockets[0].getsockname()[1]
+        for each in open_now:
+            each.transport.abort()
+        await eventually(lambda: not open_now)
 
 
 @asynccontextmanager

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import atexit
-import contextlib
 import hashlib
 import re
 import resource
@@ -12,6 +11,7 @@ import struct
 import sys
 import threading
 import time
+from collections import Counter
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from importlib import util
@@ -33,10 +33,11 @@ from kvoffload import (
 )
 from kvoffload.keys import encode_key
 from kvoffload.remote.envelope import added_bytes, header_of, layout_fingerprint, trailer_of
-from kvoffload.remote.object_client import EXIT_S, ObjectClient
+from kvoffload.remote.object_client import EXIT_S, MAX_RETRIES, ObjectClient
 from kvoffload.remote.staging import Staging
 from kvoffload.testing import RemoteTierContract, eventually, payload_for
 
+from .cutting import serving
 from .object_servers import BUCKET, SECRET, ObjectServer, Seaweed
 from .servers import free_port
 
@@ -275,28 +276,27 @@ async def test_a_store_that_refuses_conditional_writes(prefix: str) -> None:
     written: list[bytes] = []
 
     async def talk(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        with contextlib.suppress(asyncio.IncompleteReadError):
-            while head := (await reader.readuntil(b"\r\n\r\n")).lower():
-                length = re.search(rb"content-length: (\d+)", head)
-                body = await reader.readexactly(int(length[1]) if length else 0)
-                if head.startswith(b"head"):
-                    writer.write(b"HTTP/1.1 404 Not Found\r\ncontent-length: 0\r\n\r\n")
-                elif head.startswith(b"get"):
-                    writer.write(b"HTTP/1.1 200 OK\r\ncontent-length: %d\r\n\r\n" % len(_EMPTY))
-                    writer.write(_EMPTY)
-                elif b"if-none-match" in head:
-                    writer.write(b"HTTP/1.1 501 Not Implemented\r\ncontent-length: 0\r\n\r\n")
-                else:
-                    written.append(body)
-                    writer.write(b'HTTP/1.1 200 OK\r\netag: "1"\r\ncontent-length: 0\r\n\r\n')
-        writer.transport.abort()
+        while head := (await reader.readuntil(b"\r\n\r\n")).lower():
+            length = re.search(rb"content-length: (\d+)", head)
+            body = await reader.readexactly(int(length[1]) if length else 0)
+            if head.startswith(b"head"):
+                writer.write(b"HTTP/1.1 404 Not Found\r\ncontent-length: 0\r\n\r\n")
+            elif head.startswith(b"get"):
+                writer.write(b"HTTP/1.1 200 OK\r\ncontent-length: %d\r\n\r\n" % len(_EMPTY))
+                writer.write(_EMPTY)
+            elif b"if-none-match" in head:
+                writer.write(b"HTTP/1.1 501 Not Implemented\r\ncontent-length: 0\r\n\r\n")
+            else:
+                written.append(body)
+                writer.write(b'HTTP/1.1 200 OK\r\netag: "1"\r\ncontent-length: 0\r\n\r\n')
 
     with anyio.fail_after(20):
-        async with await asyncio.start_server(talk, "127.0.0.1", 0, limit=2**20) as listening:
-            port = listening.sockets[0].getsockname()[1]
-            async with opened(ObjectStoreTier("s3://bucket", options=options_at(port))) as tier:
-                await put(tier, key_of("one"))
-                await put(tier, key_of("two"))
+        async with (
+            serving(talk) as port,
+            opened(ObjectStoreTier("s3://bucket", options=options_at(port))) as tier,
+        ):
+            await put(tier, key_of("one"))
+            await put(tier, key_of("two"))
     assert len(written) == 2
 
 
@@ -356,36 +356,37 @@ class StalledServer:
         self.value = b""
 
     async def talk(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        try:
-            while head := await reader.readuntil(b"\r\n\r\n"):
-                verb, path, _ = head.split(b" ", 2)
-                if verb == b"HEAD":
-                    writer.write(b"HTTP/1.1 404 Not Found\r\nContent-Length: 0\r\n\r\n")
-                elif b"list-type" in path:
-                    writer.write(b"HTTP/1.1 200 OK\r\nContent-Length: %d\r\n\r\n" % len(_EMPTY))
-                    writer.write(_EMPTY)
-                elif verb == b"GET":
-                    length = len(self.value)
-                    writer.write(
-                        b"HTTP/1.1 206 Partial Content\r\nContent-Length: %d\r\n"
-                        b'Last-Modified: Sat, 01 Jan 2000 00:00:00 GMT\r\nETag: "1"\r\n'
-                        b"Content-Range: bytes 0-%d/%d\r\n\r\n" % (length, length - 1, length)
-                    )
-                    writer.write(self.value[: length // 2])
-                    await writer.drain()
-                    await self._stall()
-                    writer.write(self.value[length // 2 :])
-                else:
-                    self.received += await reader.read(65536)
-                    await self._stall()
-                    while data := await reader.read(65536):
-                        self.received += data
-        except (OSError, asyncio.IncompleteReadError):
-            pass
-        finally:
-            writer.transport.abort()
-            if self.reached.is_set():
-                self.gone.set()
+        while head := await reader.readuntil(b"\r\n\r\n"):
+            verb, path, _ = head.split(b" ", 2)
+            if verb == b"HEAD":
+                writer.write(b"HTTP/1.1 404 Not Found\r\nContent-Length: 0\r\n\r\n")
+            elif b"list-type" in path:
+                writer.write(b"HTTP/1.1 200 OK\r\nContent-Length: %d\r\n\r\n" % len(_EMPTY))
+                writer.write(_EMPTY)
+            else:
+                try:
+                    await (self._give(writer) if verb == b"GET" else self._take(reader))
+                finally:
+                    self.gone.set()
+
+    async def _give(self, writer: asyncio.StreamWriter) -> None:
+        length = len(self.value)
+        writer.write(
+            b"HTTP/1.1 206 Partial Content\r\nContent-Length: %d\r\n"
+            b'Last-Modified: Sat, 01 Jan 2000 00:00:00 GMT\r\nETag: "1"\r\n'
+            b"Content-Range: bytes 0-%d/%d\r\n\r\n" % (length, length - 1, length)
+        )
+        writer.write(self.value[: length // 2])
+        await writer.drain()
+        await self._stall()
+        writer.write(self.value[length // 2 :])
+        await writer.drain()
+
+    async def _take(self, reader: asyncio.StreamReader) -> None:
+        self.received += await reader.read(65536)
+        await self._stall()
+        while data := await reader.read(65536):
+            self.received += data
 
     async def _stall(self) -> None:
         self.reached.set()
@@ -400,10 +401,11 @@ async def stalled() -> AsyncIterator[tuple[StalledServer, ObjectStoreTier]]:
     """Run a server that stalls; yield it and a tier on it."""
     server = StalledServer()
     with anyio.fail_after(20):
-        async with await asyncio.start_server(server.talk, "127.0.0.1", 0, limit=4096) as listening:
-            port = listening.sockets[0].getsockname()[1]
-            async with opened(ObjectStoreTier("s3://bucket", options=options_at(port))) as tier:
-                yield server, tier
+        async with (
+            serving(server.talk, limit=4096) as port,
+            opened(ObjectStoreTier("s3://bucket", options=options_at(port))) as tier,
+        ):
+            yield server, tier
             server.go_on.set()
             await server.gone.wait()
 
@@ -491,6 +493,54 @@ async def test_nothing_is_left_when_it_is_closed(tmp_path: Path) -> None:
 
 
 # Whom it talks to
+
+
+async def test_an_ill_store_is_not_asked_for_each_of_many(prefix: str) -> None:
+    """It answers, but to all that matters with an error."""
+    asked: Counter[bytes] = Counter()
+    there = b"HTTP/1.1 404 Not Found\r\ncontent-length: 0\r\n\r\n"
+
+    async def talk(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        while head := (await reader.readuntil(b"\r\n\r\n")).lower():
+            verb, path, _ = head.split(b" ", 2)
+            length = re.search(rb"content-length: (\d+)", head)
+            await reader.readexactly(int(length[1]) if length else 0)
+            asked[verb] += 1
+            if verb == b"head":
+                writer.write(there)
+            elif b"nobody" in path:
+                writer.write(b"HTTP/1.1 200 OK\r\ncontent-length: %d\r\n\r\n" % len(_EMPTY))
+                writer.write(_EMPTY)
+            else:
+                writer.write(b"HTTP/1.1 500 Internal Error\r\ncontent-length: 3\r\n\r\nill")
+
+    keys = [key_of(f"block{number}") for number in range(50)]
+    payloads = [memoryview(payload_for(key, SIZE)) for key in keys]
+    with anyio.fail_after(20):
+        async with (
+            serving(talk) as port,
+            opened(ObjectStoreTier("s3://bucket", options=options_at(port), pool=2)) as tier,
+        ):
+            refused = await tier.put(keys, payloads)
+            assert {type(each) for each in refused} == {TierError}
+            assert "500 Internal Server Error" in str(refused[-1])
+            assert {each.block_hash for each in refused if isinstance(each, TierError)} == {
+                f"block{number}" for number in range(50)
+            }
+            assert asked[b"put"] <= 2 * (1 + MAX_RETRIES)
+            del asked[b"get"]
+            lost = await get(tier, *keys)
+            assert {type(each) for each in lost} == {TierUnavailableError}
+            assert asked[b"get"] <= 2 * (1 + MAX_RETRIES)
+            there = (
+                b"HTTP/1.1 200 OK\r\ncontent-length: %d\r\n"
+                b"last-modified: Sat, 01 Jan 2000 00:00:00 GMT\r\n\r\n"
+            ) % (SIZE + added_bytes(keys[0]))
+            assert await tier.find(keys[:1]) == [SIZE]
+            with pytest.raises(TierError, match="refused: 500"):
+                await tier.delete(keys[:1])
+            with pytest.raises(TierError, match="refused: 500"):
+                await anext(aiter(tier.clear("test")))
 
 
 async def test_nobody_is_there(prefix: str) -> None:

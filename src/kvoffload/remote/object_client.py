@@ -11,13 +11,11 @@ import re
 import time
 from collections.abc import AsyncIterator, Mapping, Sequence
 from importlib import util
-from typing import TYPE_CHECKING, ClassVar, Literal, TypeAlias
+from typing import ClassVar, Literal, TypeAlias
 from urllib.parse import urlsplit
 
 from ..errors import ConfigError
-
-if TYPE_CHECKING:
-    from collections.abc import Buffer  # type: ignore[attr-defined]  # new in 3.12, and types only
+from ..types import Buffer
 
 SCHEMES = ("s3", "gs", "az", "file")
 LIST_OBJECTS = 1000
@@ -137,19 +135,20 @@ class ObjectClient:
             failure = _failure(exc)
         raise failure
 
-    async def read(self, name: str, most: int) -> Buffer | None:
+    async def read(self, name: str, most: int) -> memoryview | None:
         """Return the first bytes of an object, `None` where there is none.
 
         Raises:
             RequestError: The store does not give them.
         """
         try:
-            return await self._obstore.get_range_async(self._store, name, start=0, end=most)
+            value = await self._obstore.get_range_async(self._store, name, start=0, end=most)
+            return memoryview(value)
         except FileNotFoundError:
             return None
         except self._errors as exc:
             if "status code: 416" in str(exc) or "range was invalid" in str(exc):
-                return b""  # it has none
+                return memoryview(b"")  # it has none
             failure = _failure(exc)
         raise failure
 

@@ -4,11 +4,9 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import re
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
-from hashlib import blake2b
 from typing import TypeVar
 
 import anyio
@@ -20,7 +18,6 @@ from ..keys import check_namespace, decode_key
 from ..types import Medium
 from .envelope import (
     TRAILER_BYTES,
-    VERSION,
     added_bytes,
     header_bytes,
     header_of,
@@ -29,6 +26,7 @@ from .envelope import (
     trailer_of,
 )
 from .object_client import ObjectClient, Options, RequestError, check_url
+from .object_names import ObjectNames
 from .protocol import RemoteOutcome
 from .routing import Outcome
 from .staging import Staging, copy_in_slices
@@ -37,10 +35,6 @@ CHECK_THREADS = 2
 """Threads for checksums: two are faster than the network."""
 CONTROL_REQUESTS = 64
 """Requests at a time for what is small, so that it does not queue behind payloads."""
-NAME_BYTES = 16
-"""Bytes of the digest that an object has for a name."""
-_READABLE = re.compile(r"[a-z0-9][a-z0-9._-]{0,63}|")
-_OWN = re.compile(rf"[0-9a-f]{{2}}/[0-9a-f]{{{2 * NAME_BYTES - 2}}}")
 
 T = TypeVar("T")
 
@@ -48,10 +42,10 @@ T = TypeVar("T")
 class ObjectStoreTier:
     """A `RemoteTier` on S3 and what speaks its protocol, GCS, Azure or a folder; extra `s3`.
 
-    Each block is one object, `kvoffload/VERSION/LAYOUT/NAMESPACE/xx/...`, named by a digest of its
-    canonical key: so `clear` lists one prefix, names of any hash are short and spread evenly, and
-    a namespace of `[a-z0-9._-]` has a prefix (`n-tenant`) that rules of the bucket can name. The
-    store evicts nothing: give the prefix a lifecycle rule that lets objects expire.
+    Each block is one object, `kvoffload/1/LAYOUT/NAMESPACE/xx/...`, named by a digest of its
+    canonical key: names spread evenly, `clear` lists one prefix, and a namespace of `[a-z0-9._-]`
+    has one (`n-tenant`) that rules of the bucket can name. The store evicts nothing: give it a
+    lifecycle rule that lets objects expire.
 
     Args:
         url: `s3://bucket/prefix`, `gs://bucket/prefix`, `az://container/prefix`, or
@@ -87,7 +81,7 @@ class ObjectStoreTier:
         self._url = check_url(url)
         self._options = dict(options or {}), dict(client_options or {})
         self._layout = layout_fingerprint(layout)
-        self._root = f"kvoffload/{VERSION}/{self._layout:x}"
+        self._names = ObjectNames(self._layout)
         self._open: _Open | None = None
 
     def __repr__(self) -> str:
@@ -121,7 +115,7 @@ class ObjectStoreTier:
         opened, client = await self._ready()
         try:
             async with opened.control:
-                await client.check(f"{self._root}/check")
+                await client.check(self._names.nobody)
         except RequestError as exc:
             raise self._unavailable(exc) from exc
 
@@ -150,26 +144,32 @@ class ObjectStoreTier:
     async def get(self, keys: Sequence[bytes], into: Sequence[memoryview]) -> list[Outcome]:
         """Fill each buffer with its block; what does not check is deleted.
 
-        Raises:
-            TierUnavailableError: The store was not opened well, and still does not answer.
+        Where the store does not answer for one, no more are asked for, and that is the outcome of
+        all that are left.
         """
         opened, client = await self._ready()
         outcomes: list[Outcome] = [RemoteOutcome.ABSENT] * len(keys)
+        failure: RequestError | None = None
 
         async def read(number: int) -> None:
+            nonlocal failure
             key, buffer = keys[number], into[number].cast("B")
             size = added_bytes(key) + len(buffer)
             async with opened.payloads:
+                if failure is not None:
+                    outcomes[number] = self._unavailable(failure)
+                    return
                 try:
                     # One byte more than there should be, to see whether there are.
-                    value = await client.read(self._name_of(key), size + 1)
+                    value = await client.read(self._names.of(key), size + 1)
                 except RequestError as exc:
+                    failure = exc
                     outcomes[number] = self._unavailable(exc)
                     return
-                if value is None or len(view := memoryview(value)) != size:
+                if value is None or len(value) != size:
                     return
-                payload = view[header_bytes(key) : -TRAILER_BYTES]
-                wrong = await opened.work(len(payload), lambda: self._mistake(key, view, payload))
+                payload = value[header_bytes(key) : -TRAILER_BYTES]
+                wrong = await opened.work(len(payload), lambda: self._mistake(key, value, payload))
                 if wrong is None:
                     await copy_in_slices(buffer, payload)
                     outcomes[number] = RemoteOutcome.DONE
@@ -192,7 +192,8 @@ class ObjectStoreTier:
 
         They are asked for first: a write that is refused since there is one has been sent all the
         same. Of two that write one block at a time the store keeps the first, or the last where it
-        has no conditional writes; both are the same bytes.
+        has no conditional writes; both are the same bytes. Where the store does not take one, no
+        more are sent, and that is the outcome of all that are left.
 
         Raises:
             TierUnavailableError: The store does not answer.
@@ -209,11 +210,16 @@ class ObjectStoreTier:
         if wrong:
             await self._delete(wrong)
         outcomes: list[Outcome] = [RemoteOutcome.PRESENT] * len(keys)
+        failure: RequestError | None = None
 
         async def write(number: int) -> None:
+            nonlocal failure
             key, size, payload = keys[number], sizes[number], payloads[number].cast("B")
             start = header_bytes(key)
             async with opened.payloads:
+                if failure is not None:
+                    outcomes[number] = self._refusal(failure, key)
+                    return
                 # The client reads on after it was cancelled: what is sent is a copy.
                 with opened.staging.buffer(size + added_bytes(key)) as value:
                     header = header_of(key, size, self._layout)
@@ -227,13 +233,14 @@ class ObjectStoreTier:
                     copied.release()
                     view.release()
                     try:
-                        created = await client.create(self._name_of(key), value)
+                        created = await client.create(self._names.of(key), value)
                     except RequestError as exc:
+                        failure = exc
                         outcomes[number] = self._refusal(exc, key)
                     else:
                         if created:
                             outcomes[number] = RemoteOutcome.DONE
-                    del value
+                    del value  # or it would count as one that somebody still looks at
 
         absent = [n for n, there in enumerate(found) if there is None or there != sizes[n]]
         await _in_lanes(absent, self._pool, write)
@@ -259,11 +266,11 @@ class ObjectStoreTier:
             TierUnavailableError: The store does not answer.
             TierError: It refuses.
         """
-        folder = f"{self._root}/{_folder_of(check_namespace(namespace))}"
+        folder = self._names.folder(check_namespace(namespace))
         _, client = await self._ready()
         try:
             async for page in client.list(folder):
-                names = [name for name in page if _OWN.fullmatch(name[len(folder) + 1 :])]
+                names = self._names.own(page, namespace)
                 await client.delete(names)
                 yield len(names)
         except RequestError as exc:
@@ -288,7 +295,7 @@ class ObjectStoreTier:
 
         async def ask(number: int) -> None:
             async with opened.control:
-                size = await client.size(self._name_of(keys[number]))
+                size = await client.size(self._names.of(keys[number]))
             sizes[number] = None if size is None else size - added_bytes(keys[number])
 
         try:
@@ -301,14 +308,9 @@ class ObjectStoreTier:
         opened, client = await self._ready()
         try:
             async with opened.control:
-                await client.delete([self._name_of(key) for key in keys])
+                await client.delete([self._names.of(key) for key in keys])
         except RequestError as exc:
             raise self._refusal(exc) from exc
-
-    def _name_of(self, key: bytes) -> str:
-        digest = blake2b(key, digest_size=NAME_BYTES).hexdigest()
-        namespace = key[2 : 2 + key[1]].decode()
-        return f"{self._root}/{_folder_of(namespace)}/{digest[:2]}/{digest[2:]}"
 
     def _mistake(self, key: bytes, value: memoryview, payload: memoryview) -> str | None:
         header, trailer = bytes(value[: header_bytes(key)]), bytes(value[-TRAILER_BYTES:])
@@ -362,13 +364,6 @@ class _Open:
         self._is_closed = True
         self.staging.close()
         self.executor.shutdown(wait=False)
-
-
-def _folder_of(namespace: str) -> str:
-    """Return a namespace's part of names: readable if it is plain, else a digest."""
-    if _READABLE.fullmatch(namespace):
-        return f"n-{namespace}"
-    return f"h-{blake2b(namespace.encode(), digest_size=NAME_BYTES).hexdigest()}"
 
 
 async def _in_lanes(
