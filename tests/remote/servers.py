@@ -107,6 +107,7 @@ def make_certificates(directory: Path) -> None:
             *("openssl", "req", "-x509", "-newkey", "rsa:2048", "-nodes", "-days", "2"),
             *("-keyout", str(directory / "key.pem"), "-out", str(directory / "cert.pem")),
             *("-subj", "/CN=127.0.0.1", "-addext", "subjectAltName=IP:127.0.0.1"),
+            *("-addext", "basicConstraints=critical,CA:FALSE"),
         ],
         check=True,
         capture_output=True,

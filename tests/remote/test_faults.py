@@ -26,6 +26,7 @@ from kvoffload.keys import encode_key
 from kvoffload.remote.nodes import slot_of
 from kvoffload.testing import eventually, payload_for
 
+from .cutting import cut_after
 from .servers import Cluster, Server
 
 SIZE = 200_000
@@ -160,10 +161,10 @@ async def test_paused(own_server: Server, what: str) -> None:
 
 
 async def test_cut_in_the_middle_of_a_value(own_server: Server) -> None:
-    async with cut_after(own_server, SIZE // 2) as (url, cuts):
+    async with cut_after(own_server.port, SIZE // 2) as (port, cuts):
         async with manager_at(own_server.url) as other:
             await shared(other)
-        async with manager_at(url) as kv:
+        async with manager_at(f"redis://127.0.0.1:{port}") as kv:
             assert await kv.lookup(HASHES) == 6
             assert not await load_or_miss(kv)
             assert cuts
@@ -171,48 +172,6 @@ async def test_cut_in_the_middle_of_a_value(own_server: Server) -> None:
             await eventually(lambda: state_of(kv) is TierState.SERVING, timeout_s=20)
             assert await load_or_miss(kv, HASHES[:1])
             assert kv.get_stats().corrupt == 0
-
-
-@asynccontextmanager
-async def cut_after(server: Server, most: int) -> AsyncIterator[tuple[str, list[int]]]:
-    """Stand between a manager and the server, and cut a connection once it gave so many bytes."""
-    cuts: list[int] = []
-    open_now: set[asyncio.StreamWriter] = set()
-
-    async def pass_on(client: asyncio.StreamReader, answer: asyncio.StreamWriter) -> None:
-        reader, writer = await asyncio.open_connection("127.0.0.1", server.port)
-        given = 0
-        open_now.update((answer, writer))
-
-        async def forward() -> None:
-            while data := await client.read(65536):
-                writer.write(data)
-                await writer.drain()
-
-        try:
-            async with anyio.create_task_group() as tasks:
-                tasks.start_soon(forward)
-                while data := await reader.read(65536):
-                    data = data[: max(0, most - given)] if not cuts else data
-                    given += len(data)
-                    answer.write(data)
-                    await answer.drain()
-                    if given >= most and not cuts:
-                        cuts.append(given)
-                        break
-                tasks.cancel_scope.cancel()
-        except* OSError:
-            pass
-        finally:
-            answer.transport.abort()
-            writer.transport.abort()
-            open_now.difference_update((answer, writer))
-
-    async with await asyncio.start_server(pass_on, "127.0.0.1", 0) as listening:
-        yield f"redis://127.0.0.1:{listening.sockets[0].getsockname()[1]}", cuts
-        for each in open_now:
-            each.transport.abort()
-        await eventually(lambda: not open_now)
 
 
 async def test_out_of_memory(tmp_path: Path) -> None:

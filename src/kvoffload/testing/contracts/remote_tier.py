@@ -45,12 +45,14 @@ class RemoteTierContract:
 
     Attributes:
         has_layouts: Whether tiers of different layouts share an engine without seeing each other.
+        many_blocks: Blocks of a namespace that is cleared: more than one step takes, at best.
         deadline_s: Real seconds after which a test counts as hanging.
     """
 
     pytestmark = pytest.mark.asyncio
 
     has_layouts: bool = True
+    many_blocks: int = 3000
     deadline_s: float = 20.0
 
     def make_tier(self, tmp_path: Path, *, layout: str = "") -> RemoteTier:
@@ -160,7 +162,7 @@ class RemoteTierContract:
     @pytest.mark.parametrize("namespace", ["", "tenant", "a*[b]?\\", "ü" * 64])
     async def test_clear_drops_one_namespace(self, tmp_path: Path, namespace: str) -> None:
         """All of it, whatever the hashes are; and nothing of any other."""
-        hashes: list[BlockHash] = [b"bytes", "text", 3, *(f"{n}" for n in range(3000))]
+        hashes: list[BlockHash] = [b"bytes", "text", 3, *(f"{n}" for n in range(self.many_blocks))]
         mine = names(hashes, namespace)
         others = names(["text", b"bytes"], namespace[:-1] if namespace else "t")
         others += names(["text"], "a1bX\\" if namespace != "a1bX\\" else "y")
