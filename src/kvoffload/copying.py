@@ -39,6 +39,15 @@ async def copy(targets: Sequence[ByteArray], sources: Sequence[ByteArray]) -> No
         await copy_on_thread(None, targets, sources)
 
 
+async def copy_in_slices(target: memoryview, source: memoryview) -> None:
+    """Copy on the event loop, a little at a time: when this was cancelled, nothing goes on."""
+    for start in range(0, len(source), INLINE_COPY_BYTES):
+        if start:
+            await asyncio.sleep(0)
+        end = start + INLINE_COPY_BYTES
+        target[start:end] = source[start:end]
+
+
 async def copy_on_thread(
     executor: Executor | None, targets: Sequence[ByteArray], sources: Sequence[ByteArray]
 ) -> None:

@@ -12,7 +12,7 @@ from .protocol import RemoteTier
 
 
 @dataclass(frozen=True, slots=True)
-class Engine:
+class EngineKind:
     """One kind of engine.
 
     Attributes:
@@ -29,20 +29,20 @@ class Engine:
 
 
 ENGINES = (
-    Engine(
+    EngineKind(
         ("redis", "valkey", "rediss", "valkeys", "unix"),
         "valkey",
         "ValkeyTier",
         "redis:// or valkey://host:port (with TLS rediss:// or valkeys://; ?cluster=true for a "
         "cluster), unix:///path",
     ),
-    Engine(
+    EngineKind(
         ("s3", "gs", "az", "file"),
         "object_store",
         "ObjectStoreTier",
         "s3://, gs:// or az://bucket/prefix, file:///folder",
     ),
-    Engine(("mooncake",), "mooncake", "MooncakeTier", "mooncake://host:port"),
+    EngineKind(("mooncake",), "mooncake", "MooncakeTier", "mooncake://host:port"),
 )
 
 _SCHEME = re.compile(r"([a-z][a-z0-9+.-]{0,30})://", re.IGNORECASE | re.ASCII)

@@ -12,7 +12,7 @@ from typing import TypeVar
 import anyio
 
 from ..checks import check_count
-from ..copying import INLINE_COPY_BYTES
+from ..copying import INLINE_COPY_BYTES, copy_in_slices
 from ..errors import ClosedError, CorruptBlockError, TierError, TierUnavailableError
 from ..keys import check_namespace, decode_key
 from ..types import Medium
@@ -29,7 +29,7 @@ from .object_client import ObjectClient, Options, RequestError, check_url
 from .object_names import ObjectNames
 from .protocol import RemoteOutcome
 from .routing import Outcome
-from .staging import Staging, copy_in_slices
+from .send_buffers import SendBuffers
 
 CHECK_THREADS = 2
 """Threads for checksums: two are faster than the network."""
@@ -221,7 +221,7 @@ class ObjectStoreTier:
                     outcomes[number] = self._refusal(failure, key)
                     return
                 # The client reads on after it was cancelled: what is sent is a copy.
-                with opened.staging.buffer(size + added_bytes(key)) as value:
+                with opened.buffers.take(size + added_bytes(key)) as value:
                     header = header_of(key, size, self._layout)
                     view = value.data
                     view[:start] = header
@@ -345,7 +345,7 @@ class _Open:
     def __init__(self, pool: int) -> None:
         self.executor = ThreadPoolExecutor(CHECK_THREADS, thread_name_prefix="kvoffload-remote")
         self.client: ObjectClient | None = None
-        self.staging = Staging(pool)
+        self.buffers = SendBuffers(pool)
         self.payloads = asyncio.Semaphore(pool)
         self.control = asyncio.Semaphore(CONTROL_REQUESTS)
         self._is_closed = False
@@ -362,7 +362,7 @@ class _Open:
     def close(self) -> None:
         """Let go of it all."""
         self._is_closed = True
-        self.staging.close()
+        self.buffers.close()
         self.executor.shutdown(wait=False)
 
 

@@ -2,18 +2,16 @@
 
 from __future__ import annotations
 
-import asyncio
 import weakref
 from collections.abc import Iterator
 from contextlib import contextmanager
 
 import numpy as np
 
-from ..copying import INLINE_COPY_BYTES
 from ..types import ByteArray
 
 
-class Staging:
+class SendBuffers:
     """Buffers that are used again: the first touch of fresh memory costs more than the copy.
 
     Args:
@@ -25,7 +23,7 @@ class Staging:
         self._free: list[ByteArray] = []
 
     @contextmanager
-    def buffer(self, size: int) -> Iterator[ByteArray]:
+    def take(self, size: int) -> Iterator[ByteArray]:
         """Have a buffer of so many bytes for oneself.
 
         Whoever it is given to may go on looking at it afterwards: then it is not used again.
@@ -46,12 +44,3 @@ class Staging:
         """Let go of the buffers that nobody has."""
         self._free.clear()
         self._most = 0
-
-
-async def copy_in_slices(target: memoryview, source: memoryview) -> None:
-    """Copy on the event loop, a little at a time: when this was cancelled, nothing goes on."""
-    for start in range(0, len(source), INLINE_COPY_BYTES):
-        if start:
-            await asyncio.sleep(0)
-        end = start + INLINE_COPY_BYTES
-        target[start:end] = source[start:end]
