@@ -8,7 +8,7 @@ from importlib.util import find_spec
 import pytest
 
 from kvoffload import ConfigError, RemoteTier, remote_tier
-from kvoffload.remote.engines import ENGINES, Engine
+from kvoffload.remote.engines import ENGINES, EngineKind
 
 from .servers import Server
 
@@ -31,7 +31,7 @@ def test_urls(url: str, shown: str) -> None:
 
 
 @pytest.mark.parametrize("engine", ENGINES, ids=lambda engine: engine.module)
-def test_each_scheme_makes_the_tier_of_its_engine(engine: Engine) -> None:
+def test_each_scheme_makes_the_tier_of_its_engine(engine: EngineKind) -> None:
     """Or says which extra it needs."""
     if find_spec(f"kvoffload.remote.{engine.module}") is None:
         pytest.skip(f"there is no {engine.tier} yet")

@@ -34,7 +34,7 @@ from kvoffload import (
 from kvoffload.keys import encode_key
 from kvoffload.remote.envelope import added_bytes, header_of, layout_fingerprint, trailer_of
 from kvoffload.remote.object_client import EXIT_S, MAX_RETRIES, ObjectClient
-from kvoffload.remote.staging import Staging
+from kvoffload.remote.send_buffers import SendBuffers
 from kvoffload.testing import RemoteTierContract, eventually, payload_for
 
 from .cutting import serving
@@ -450,7 +450,7 @@ async def test_buffers_are_used_again(tmp_path: Path) -> None:
     keys = [key_of(f"block{number}") for number in range(4)]
     async with opened(ObjectStoreTier(f"file://{tmp_path}", pool=2)) as tier:
         assert tier._open is not None
-        free = tier._open.staging._free
+        free = tier._open.buffers._free
 
         async def was_used_again() -> bool:
             await tier.delete(keys)
@@ -465,15 +465,15 @@ async def test_buffers_are_used_again(tmp_path: Path) -> None:
 
 def test_a_buffer_that_somebody_has_is_not_used_again() -> None:
     """A request that was cancelled reads on: not another block's bytes."""
-    staging = Staging(2)
-    with staging.buffer(10) as buffer:
+    staging = SendBuffers(2)
+    with staging.take(10) as buffer:
         held = buffer.data
     del buffer
-    with staging.buffer(10) as buffer:
+    with staging.take(10) as buffer:
         assert not np.shares_memory(buffer, np.asarray(held))
         address = buffer.ctypes.data
         del buffer
-    with staging.buffer(9) as buffer:
+    with staging.take(9) as buffer:
         assert buffer.ctypes.data == address
         assert len(buffer) == 9
 
