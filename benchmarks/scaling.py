@@ -3,13 +3,14 @@
     python benchmarks/scaling.py TRACE [--nodes 10 100 1000] [--tokens-per-block 512] [--json]
         [--bytes-per-token 131072] [--local-gib 256] [--shared-gib 256] [--nodes-per-trace 5]
         [--block-tokens 16] [--server-gb-per-s 3.1] [--server-gib 256]
-        [--gib-month-memory 2.5] [--gib-month-object 0.025]
+        [--admission all|reused] [--gib-month-memory 2.5] [--gib-month-object 0.025]
         [--million-gets 0.4] [--million-puts 5]
 
 Replays a trace at its own times. A fleet of more nodes has as many more copies of it, each with
 prefixes of its own. A node has a cache of its own and the fleet a shared one, which grows with it;
 both evict what was used least recently. Requests go to any node (`any`), or to the one that had the
-longest prefix of theirs last (`prefix`), as routers do that know prefixes.
+longest prefix of theirs last (`prefix`), as routers do that know prefixes. What a node computes is
+sent to the shared cache, or with `--admission reused` what it uses again.
 
 From what was hit where follow bytes and calls; from what one server of an engine does
 (`shared_tier.py` measures it, and its network link bounds it) and from prices follows how many and
@@ -39,20 +40,20 @@ class Cache:
 
     def __init__(self, capacity: int) -> None:
         self._capacity = capacity
-        self._blocks: OrderedDict[int, None] = OrderedDict()
+        self._uses: OrderedDict[int, int] = OrderedDict()
 
-    def use(self, block: int) -> bool:
-        """Say whether a block is there, and make it the most recent."""
-        if block not in self._blocks:
-            return False
-        self._blocks.move_to_end(block)
-        return True
+    def use(self, block: int) -> int:
+        """Return how often a block was used so far, 0 if it is not there; it is the most recent."""
+        uses = self._uses.pop(block, 0)
+        if uses:
+            self._uses[block] = uses + 1
+        return uses
 
     def add(self, block: int) -> None:
-        """Let a block in that is not there."""
-        self._blocks[block] = None
-        if len(self._blocks) > self._capacity:
-            self._blocks.popitem(last=False)
+        """Let a block in that is not there: its first use."""
+        self._uses[block] = 1
+        if len(self._uses) > self._capacity:
+            self._uses.popitem(last=False)
 
 
 @dataclass(frozen=True)
@@ -79,7 +80,13 @@ class Fleet:
 
 
 def replay(
-    workload: Workload, nodes: int, copies: int, routing: str, local: int, shared: int
+    workload: Workload,
+    nodes: int,
+    copies: int,
+    routing: str,
+    local: int,
+    shared: int,
+    admission: str,
 ) -> Fleet:
     """Serve copies of a trace, request by request in the order of their times."""
     rng = random.Random(1)
@@ -101,16 +108,18 @@ def replay(
             blocks += len(chain)
             hitting = True
             for block in chain:
-                if own.use(block):
+                uses = own.use(block)
+                if uses:
                     hits += hitting
-                    continue
-                there = common.use(block)
-                hitting = hitting and there
-                fetched += hitting
-                if not there:
+                    is_offered = admission == "reused" and uses == 1
+                else:
+                    hitting = hitting and common.use(block) > 0
+                    fetched += hitting
+                    is_offered = admission == "all" and not hitting
+                    own.add(block)
+                if is_offered and not common.use(block):
                     common.add(block)
                     sent += 1
-                own.add(block)
     seconds = workload.requests[-1].timestamp_ms / 1000
     return Fleet(nodes, routing, seconds, blocks, hits, fetched, sent)
 
@@ -212,6 +221,7 @@ def main() -> None:
     parser.add_argument("--gib-month-object", type=float, default=0.025)
     parser.add_argument("--million-gets", type=float, default=0.4)
     parser.add_argument("--million-puts", type=float, default=5)
+    parser.add_argument("--admission", choices=["all", "reused"], default="all")
     parser.add_argument("--json", action="store_true")
     options = parser.parse_args()
     block_bytes = options.tokens_per_block * options.bytes_per_token
@@ -228,6 +238,7 @@ def main() -> None:
                 routing,
                 local,
                 shared,
+                options.admission,
             ),
             options,
         )
