@@ -36,6 +36,7 @@ from .policy.lru import LRUPolicy as LRUPolicy
 from .policy.s3fifo import S3FIFOPolicy as S3FIFOPolicy
 from .policy.weighted import WeightedPolicy as WeightedPolicy
 from .remote.engines import remote_tier as remote_tier
+from .remote.mooncake import MooncakeTier as MooncakeTier
 from .remote.object_store import ObjectStoreTier as ObjectStoreTier
 from .remote.protocol import RemoteOutcome as RemoteOutcome
 from .remote.protocol import RemoteTier as RemoteTier
@@ -103,6 +104,7 @@ __all__ = (
     "ManagerStats",
     "Medium",
     "MemoryTier",
+    "MooncakeTier",
     "NamespaceShare",
     "NamespaceView",
     "NotPinnedError",

@@ -25,11 +25,12 @@ from __future__ import annotations
 
 import struct
 
-from xxhash import xxh3_64_intdigest
+from xxhash import xxh3_64, xxh3_64_intdigest
 
 MAGIC = b"KVOR"
 VERSION = 1
 TRAILER_BYTES = 8
+PAYLOAD_MISTAKE = "its payload does not check"
 _FIELDS = struct.Struct("<4sBBHQQ")
 _CHECKSUM = struct.Struct("<Q")
 _FIXED_BYTES = _FIELDS.size + _CHECKSUM.size
@@ -56,6 +57,22 @@ def header_of(key: bytes, size: int, layout: int) -> bytes:
     return fields + _CHECKSUM.pack(xxh3_64_intdigest(fields + key)) + key
 
 
+class Seal:
+    """Makes what comes after a payload, piece by piece."""
+
+    def __init__(self, header: bytes | bytearray) -> None:
+        (seed,) = _CHECKSUM.unpack_from(header, _FIELDS.size)
+        self._checksum = xxh3_64(seed=seed)
+
+    def update(self, piece: memoryview) -> None:
+        """Take the next bytes of the payload; large ones without the interpreter's lock."""
+        self._checksum.update(piece)
+
+    def trailer(self) -> bytes:
+        """Return what comes after the bytes so far."""
+        return _CHECKSUM.pack(self._checksum.intdigest())
+
+
 def trailer_of(header: bytes, payload: memoryview) -> bytes:
     """Return what comes after the payload."""
     (seed,) = _CHECKSUM.unpack_from(header, _FIELDS.size)
@@ -70,6 +87,16 @@ def mistake(
     layout: int,
 ) -> str | None:
     """Return what is wrong with a value that was read for a key; `None` if it is the block."""
+    wrong = header_mistake(header, key, payload.nbytes, layout)
+    if wrong is None and trailer_of(bytes(header), payload) != trailer:
+        return PAYLOAD_MISTAKE
+    return wrong
+
+
+def header_mistake(
+    header: bytes | bytearray, key: bytes, payload_bytes: int, layout: int
+) -> str | None:
+    """Return what is wrong with a header that was read for a key; `None` if it is the block's."""
     fields = bytes(header[: _FIELDS.size])
     magic, version, key_length, _, size, found_layout = _FIELDS.unpack(fields)
     if magic != MAGIC:
@@ -83,8 +110,6 @@ def mistake(
         return "it is another block"
     if found_layout != layout:
         return "it has another layout"
-    if size != payload.nbytes:
-        return f"it has {size} bytes of payload, not {payload.nbytes}"
-    if trailer_of(bytes(header), payload) != trailer:
-        return "its payload does not check"
+    if size != payload_bytes:
+        return f"it has {size} bytes of payload, not {payload_bytes}"
     return None
