@@ -14,6 +14,8 @@ from typing import Any
 
 import pytest
 
+from kvoffload.remote.mooncake_client import connect, parse_url
+
 from .servers import free_port
 
 LEASE_MS = 100
@@ -42,6 +44,11 @@ class Process:
         self._command = [str(Path(package) / program), "--logtostderr", *arguments]
         self._process: subprocess.Popen[bytes] | None = None
 
+    @property
+    def pid(self) -> int:
+        assert self._process is not None
+        return self._process.pid
+
     def start(self) -> None:
         with self._log.open("ab") as log:
             self._process = subprocess.Popen(self._command, stdout=log, stderr=log)
@@ -60,6 +67,11 @@ class Process:
             self._process.send_signal(signal.SIGKILL)
             self._process.wait()
             self._process = None
+
+    def recover(self) -> None:
+        if self._process is None:
+            self.start()
+        self.go_on()
 
     def pause(self) -> None:
         assert self._process is not None
@@ -115,13 +127,27 @@ class MooncakeStore:
     @cached_property
     def client(self) -> Any:
         """Another's client, to see and meddle with what the store has."""
-        client = importlib.import_module("mooncake.store").MooncakeDistributedStore()
-        assert client.setup("127.0.0.1", "P2PHANDSHAKE", 0, 1 << 24, "tcp", "", self.address) == 0
-        return client
+        connection, _ = connect(parse_url(f"{self.url}?buffer=16MiB"), "127.0.0.1", 0)
+        return connection.store
 
     def flush(self) -> None:
         """Drop all values."""
         assert self.client.remove_all(True) >= 0
+
+    def recover(self) -> None:
+        """Have all processes run again, and no values."""
+        for process in (self.master, *self.nodes):
+            process.recover()
+        deadline = time.monotonic() + 20
+        while not self.takes_values():
+            assert time.monotonic() < deadline, "no node works"
+            time.sleep(0.01)
+        self.flush()
+
+    def takes_values(self) -> bool:
+        """Whether all nodes work that the master knows; it places values on any of them."""
+        codes = [self.client.upsert(f"probe{number}", b"value") for number in range(16)]
+        return not any(codes)
 
     def __enter__(self) -> MooncakeStore:
         self.master.start()

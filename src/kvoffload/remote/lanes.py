@@ -30,9 +30,7 @@ class GivenUpError(Exception):
 
 
 class Call:
-    """One call, and the buffers of its caller's: they are looked at inside `with call`, and there
-    alone.
-    """
+    """One call, and its caller's buffers: they are looked at inside `with call`, nowhere else."""
 
     def __init__(
         self, run: Callable[[], Any], buffers: Sequence[memoryview], done: asyncio.Future[Any]

@@ -77,8 +77,8 @@ def parse_url(url: str) -> Address:
     schemes = ("mooncake", "mooncake+shm")
     if parts.scheme not in schemes or not parts.hostname or port is None or parts.path.strip("/"):
         raise ConfigError(
-            "url must be mooncake://master:port[?protocol=rdma&...], or mooncake+shm://host:port of "
-            f"a mooncake_client on this machine, not {url!r}"
+            "url must be mooncake://master:port[?protocol=rdma&...], or mooncake+shm://host:port "
+            f"of a mooncake_client on this machine, not {url!r}"
         )
     shared_memory = parts.scheme == "mooncake+shm"
     for name in given:
@@ -136,6 +136,8 @@ class Connection:
     def __init__(self, store: Store, address: Address) -> None:
         self.store = store
         self.is_broken = False
+        # It would be closed while the interpreter is taken down.
+        ctypes.pythonapi.Py_IncRef(ctypes.py_object(store))
         self._address = address
         self._rooms: list[Room] = []
 
@@ -216,7 +218,10 @@ def connect(address: Address, hostname: str, pool_bytes: int) -> tuple[Connectio
     with _lock:
         key = os.getpid(), address, hostname
         connection = _connections.get(key)
-        if connection is None or connection.is_broken:
+        if connection is not None and connection.is_broken:
+            _broken.append(connection)
+            connection = None
+        if connection is None:
             connection = _connections[key] = Connection(
                 _set_up(address, hostname, pool_bytes), address
             )
@@ -255,6 +260,7 @@ def _set_up(address: Address, hostname: str, pool_bytes: int) -> Store:
 
 _lock = threading.Lock()
 _connections: dict[tuple[int, Address, str], Connection] = {}
+_broken: list[Connection] = []
 _clients: set[Client] = set()  # that are not closed yet
 _threads: set[threading.Thread] = set()  # that set up or close
 
@@ -277,16 +283,17 @@ def start(work: Callable[[], None], name: str) -> threading.Thread:
 
 @atexit.register
 def _leave() -> None:
-    """Get all threads out of the library: one that comes back out of it while the interpreter is
-    being taken down takes the process with it.
+    """Get all threads out of the library.
+
+    One that comes back out of it while the interpreter is taken down takes the process with it.
     """
     for client in list(_clients):
         client.close()
     deadline = time.monotonic() + EXIT_S
     for thread in list(_threads):
         thread.join(max(0.0, deadline - time.monotonic()))
-    if _threads:
-        # The library's own handler would wait for whoever does not answer, for minutes.
+    if _threads or _broken:
+        # The library's own handler would wait for whoever does not answer, up to minutes.
         with contextlib.suppress(AttributeError):
             libc = ctypes.CDLL(None)
             libc.on_exit(libc._exit, None)
