@@ -135,7 +135,7 @@ async def test_what_does_not_check_is_deleted(store: MooncakeStore, damage: str)
 
 @needs_mooncake
 async def test_a_value_of_another_size_is_replaced(store: MooncakeStore) -> None:
-    """Equal keys are equal bytes, so that it was never this block; of its own the store keeps it."""
+    """Equal keys are equal bytes, so that it was never this block."""
     key = key_of("block")
     tier = MooncakeTier(store.url)
     await tier.open()
@@ -192,12 +192,13 @@ async def test_a_block_that_is_asked_for_twice(store: MooncakeStore) -> None:
 async def test_without_the_library(monkeypatch: pytest.MonkeyPatch) -> None:
     """The error says what to install."""
 
-    async def hang_up(_: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+    async def answer(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        writer.write(await reader.readexactly(20))
         writer.close()
         await writer.wait_closed()
 
     monkeypatch.setitem(sys.modules, "mooncake.store", None)
-    async with await asyncio.start_server(hang_up, "127.0.0.1", 0) as listening:
+    async with await asyncio.start_server(answer, "127.0.0.1", 0) as listening:
         port = listening.sockets[0].getsockname()[1]
         tier = MooncakeTier(f"mooncake://127.0.0.1:{port}")
         with anyio.fail_after(10):
@@ -208,11 +209,11 @@ async def test_without_the_library(monkeypatch: pytest.MonkeyPatch) -> None:
             await tier.find([key_of("block")])
 
 
-@needs_mooncake
 async def test_what_is_no_master() -> None:
-    """Not a hang."""
+    """The library would stop the whole process until it has given up, for half a minute."""
 
-    async def talk(_: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+    async def talk(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        await reader.readexactly(20)
         writer.write(b"HTTP/1.1 400 Bad Request\r\n\r\n")
         writer.close()
         await writer.wait_closed()
@@ -220,9 +221,10 @@ async def test_what_is_no_master() -> None:
     async with await asyncio.start_server(talk, "127.0.0.1", 0) as listening:
         port = listening.sockets[0].getsockname()[1]
         tier = MooncakeTier(f"mooncake://127.0.0.1:{port}")
-        with anyio.fail_after(20), pytest.raises(TierUnavailableError):
-            await tier.open()
-        await tier.close()
+        with anyio.fail_after(10):
+            with pytest.raises(TierUnavailableError, match="does not speak"):
+                await tier.open()
+            await tier.close()
 
 
 @pytest.mark.parametrize(

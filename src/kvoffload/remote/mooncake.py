@@ -17,7 +17,7 @@ from ..keys import check_namespace, decode_key
 from ..types import Medium
 from .envelope import VERSION, added_bytes, layout_fingerprint
 from .lanes import Call
-from .mooncake_client import Client, Connection, Room, connect, parse_url, start
+from .mooncake_client import Client, Connection, Room, connect, knock, parse_url, start
 from .mooncake_library import (
     ALREADY_THERE,
     NO_ROOM,
@@ -344,22 +344,11 @@ class MooncakeTier:
             connecting.set_result(self._closed())
 
     async def _reach(self) -> str:
-        """Make sure that somebody answers there; return the address that we have for them.
-
-        What they are sent is no call of theirs, so they hang up, unless they are stopped.
-        """
-        address = self._address
+        """Make sure that somebody answers there; return the address that we have for them."""
         try:
-            reader, writer = await asyncio.open_connection(address.host, address.port)
-            try:
-                writer.write(bytes(64))
-                await reader.read(1)
-                host: str = writer.get_extra_info("sockname")[0]
-            finally:
-                writer.transport.abort()
-        except OSError as exc:
+            return await knock(self._address)
+        except (OSError, StoreError) as exc:
             raise self._unavailable(exc) from exc
-        return f"[{host}]" if ":" in host else host
 
     # Inside: what went wrong
 

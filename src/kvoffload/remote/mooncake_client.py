@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import asyncio
 import atexit
 import contextlib
 import ctypes
 import os
+import struct
 import threading
 import time
 from collections.abc import Callable
@@ -199,6 +201,30 @@ class Client:
         self.data.join()
         self.control.join()
         _clients.discard(self)
+
+
+async def knock(address: Address) -> str:
+    """Make sure that a server of Mooncake's answers there; return the address we have for it.
+
+    It is sent a call that it does not have, and says so, unless it is stopped.
+
+    Raises:
+        OSError: Nobody is there.
+        StoreError: Somebody else is.
+    """
+    reader, writer = await asyncio.open_connection(address.host, address.port)
+    try:
+        writer.write(_KNOCK)
+        if await reader.read(1) != _KNOCK[:1]:
+            raise StoreError("it does not speak as a server of Mooncake's does")
+        host: str = writer.get_extra_info("sockname")[0]
+    finally:
+        writer.transport.abort()
+    return f"[{host}]" if ":" in host else host
+
+
+_KNOCK = struct.pack("<BBBBIIII", 21, 0, 0, 0, 1, 0, 0, 0)
+"""A call without arguments of coro_rpc's, to a function whose number is 0."""
 
 
 def connect(address: Address, hostname: str, pool_bytes: int) -> tuple[Connection, list[str]]:
