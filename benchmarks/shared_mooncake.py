@@ -1,8 +1,12 @@
-"""Mooncake in `shared_tier.py`: `MooncakeDistributedStore` beside `MooncakeTier`, over TCP."""
+"""Mooncake in `shared_tier.py`: `MooncakeDistributedStore` beside `MooncakeTier`, over TCP.
+
+`shared_mooncake_shm.py` has the same through memory that is shared with a client on this machine.
+"""
 
 from __future__ import annotations
 
 import asyncio
+import ctypes
 import importlib
 import socket
 import subprocess
@@ -17,6 +21,7 @@ from shared_engine import BATCH_BLOCKS, BLOCK_BYTES, Engine
 
 from kvoffload import MooncakeTier
 from kvoffload.aligned import address_of, aligned_empty
+from kvoffload.types import ByteArray
 
 NODE = "1GB"
 POOL_BYTES = 4 * BATCH_BLOCKS * BLOCK_BYTES
@@ -71,29 +76,40 @@ class Client:
     """The client: one call for a batch, on a thread, straight from buffers that it knows."""
 
     def __init__(self, url: str) -> None:
-        self._address = url.partition("://")[2].partition("?")[0]
+        scheme, _, rest = url.partition("://")
+        self._is_shared = scheme == "mooncake+shm"
+        self._address = rest.partition("?")[0]
         self._store: Any = None
-        self._addresses: dict[int, int] = {}
-        self._into = [aligned_empty(BLOCK_BYTES) for _ in range(BATCH_BLOCKS)]
+        self._sources: dict[int, ByteArray] = {}
+        self._into: list[ByteArray] = []
 
     async def open(self) -> None:
         self._store = importlib.import_module("mooncake.store").MooncakeDistributedStore()
-        await self._call(
-            lambda: self._store.setup("127.0.0.1", "P2PHANDSHAKE", 0, 0, "tcp", "", self._address)
-        )
-        for array in self._into:
-            self._store.register_buffer(address_of(array), BLOCK_BYTES)
+        if self._is_shared:
+            code = self._store.setup_dummy(POOL_BYTES, 0, self._address)
+        else:
+            code = self._store.setup("127.0.0.1", "P2PHANDSHAKE", 0, 0, "tcp", "", self._address)
+        assert code == 0
+        self._into = [self._buffer() for _ in range(BATCH_BLOCKS)]
+
+    def _buffer(self) -> ByteArray:
+        if self._is_shared:
+            start = self._store.alloc_from_mem_pool(BLOCK_BYTES)
+            array = np.ctypeslib.as_array((ctypes.c_uint8 * BLOCK_BYTES).from_address(start))
+        else:
+            array = aligned_empty(BLOCK_BYTES)
+        self._store.register_buffer(address_of(array), BLOCK_BYTES)
+        return array
 
     async def close(self) -> None:
         await self._call(self._store.close)
 
     async def put(self, names: Sequence[str], payloads: Sequence[bytes]) -> None:
         for payload in payloads:
-            if id(payload) not in self._addresses:
-                address = address_of(np.frombuffer(payload, np.uint8))
-                self._store.register_buffer(address, len(payload))
-                self._addresses[id(payload)] = address
-        addresses = [self._addresses[id(payload)] for payload in payloads]
+            if id(payload) not in self._sources:  # in the first round, which does not count
+                self._sources[id(payload)] = self._buffer()
+                self._sources[id(payload)][:] = np.frombuffer(payload, np.uint8)
+        addresses = [address_of(self._sources[id(payload)]) for payload in payloads]
         sizes = [len(payload) for payload in payloads]
         codes = await self._call(
             lambda: self._store.batch_upsert_from(list(names), addresses, sizes)

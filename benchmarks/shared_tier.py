@@ -34,7 +34,7 @@ from shared_engine import BATCH_BLOCKS, BLOCK_BYTES, Engine, EngineMaker
 from kvoffload import RemoteOutcome
 from kvoffload.aligned import aligned_empty
 
-ENGINES = ("mooncake", "object", "valkey")
+ENGINES = ("mooncake", "mooncake_shm", "object", "valkey")
 """Each has a module, with an `engine`."""
 WARM_ROUNDS = 2
 LAG_STEP_S = 0.001
