@@ -234,6 +234,7 @@ async def test_what_is_no_master() -> None:
         "mooncake://master:50051?protocol=rdma&devices=mlx5_0,mlx5_1&hostname=10.0.0.5",
         "mooncake://master:50051?segment=4GiB&buffer=16MiB&metadata=http://meta:8080/metadata",
         "mooncake+shm://master:50051",
+        "MOONCAKE://master",
     ],
 )
 def test_urls(url: str) -> None:
@@ -245,7 +246,7 @@ def test_urls(url: str) -> None:
     [
         {"url": "redis://host:1"},
         {"url": "mooncake://"},
-        {"url": "mooncake://host"},
+        {"url": "mooncake://user:secret@host"},
         {"url": "mooncake://host:port"},
         {"url": "mooncake://host:1/path"},
         {"url": "mooncake://host:1?protocol=udp"},

@@ -42,7 +42,12 @@ ENGINES = (
         "ObjectStoreTier",
         "s3://, gs:// or az://bucket/prefix, file:///folder",
     ),
-    EngineKind(("mooncake",), "mooncake", "MooncakeTier", "mooncake://host:port"),
+    EngineKind(
+        ("mooncake", "mooncake+shm"),
+        "mooncake",
+        "MooncakeTier",
+        "mooncake://host:port (through shared memory mooncake+shm://)",
+    ),
 )
 
 _SCHEME = re.compile(r"([a-z][a-z0-9+.-]{0,30})://", re.IGNORECASE | re.ASCII)

@@ -29,6 +29,7 @@ CONTROL_LANES = 2
 EXIT_S = 2.0
 """Seconds that the interpreter's end waits for calls under way."""
 
+_PORTS = {"mooncake": 50051, "mooncake+shm": 50052}
 _SETTINGS = ("protocol", "devices", "metadata", "hostname", "segment", "buffer")
 
 
@@ -68,21 +69,20 @@ def parse_url(url: str) -> Address:
     Raises:
         ConfigError: It says nothing, or something that is not known.
     """
-    try:
+    scheme = url.partition("://")[0].lower()
+    parts = None
+    with contextlib.suppress(ValueError):  # as the context of ours it would show what was given
         parts = urlsplit(url)
-        port = parts.port
-        given = dict(
-            parse_qsl(parts.query, keep_blank_values=True, strict_parsing=bool(parts.query))
-        )
-    except ValueError as exc:
-        raise ConfigError(f"url: {exc}") from exc
-    schemes = ("mooncake", "mooncake+shm")
-    if parts.scheme not in schemes or not parts.hostname or port is None or parts.path.strip("/"):
+        port = parts.port or _PORTS.get(scheme)
+        given = dict(parse_qsl(parts.query, keep_blank_values=True))
+    if parts is None or port is None or not parts.hostname or parts.path.strip("/"):
         raise ConfigError(
             "url must be mooncake://master:port[?protocol=rdma&...], or mooncake+shm://host:port "
-            f"of a mooncake_client on this machine, not {url!r}"
+            "of a mooncake_client on this machine"
         )
-    shared_memory = parts.scheme == "mooncake+shm"
+    if "@" in parts.netloc:
+        raise ConfigError("url: Mooncake knows no users and no passwords")
+    shared_memory = scheme == "mooncake+shm"
     for name in given:
         check_choice("url: a setting", name, ("buffer",) if shared_memory else _SETTINGS)
     try:
@@ -305,6 +305,15 @@ def start(work: Callable[[], None], name: str) -> threading.Thread:
     _threads.add(thread)
     thread.start()
     return thread
+
+
+def _forget() -> None:
+    """Leave a parent's connections alone: in a process that was forked, their threads are not."""
+    for each in (_broken, _clients, _threads):
+        each.clear()
+
+
+os.register_at_fork(after_in_child=_forget)
 
 
 @atexit.register
