@@ -33,7 +33,7 @@ from .protocol import RemoteOutcome
 from .staged import VALUE_ALIGNMENT, Got, Values, place_bytes, sizes_of
 
 STAGING_BYTES = 132 * 1024 * 1024
-"""By default, so that a thread takes a batch of 32 MiB in one piece: fewer hand-overs, and faster."""
+"""By default: a thread takes a batch of 32 MiB in one piece, which hands over the least."""
 SHARED_POOLS = 4
 """Tiers that a connection through shared memory has memory for at a time."""
 PART_BLOCKS = 256
