@@ -70,10 +70,10 @@ def parse_url(url: str) -> Address:
         ConfigError: It says nothing, or something that is not known.
     """
     scheme = url.partition("://")[0].lower()
-    parts = None
+    parts = port = None
     with contextlib.suppress(ValueError):  # as the context of ours it would show what was given
         parts = urlsplit(url)
-        port = parts.port or _PORTS.get(scheme)
+        port = parts.port or _PORTS[scheme] if scheme in _PORTS else None
         given = dict(parse_qsl(parts.query, keep_blank_values=True))
     if parts is None or port is None or not parts.hostname or parts.path.strip("/"):
         raise ConfigError(
