@@ -136,8 +136,12 @@ class IndexMachine(RuleBasedStateMachine):
         store.moves.remove(move)
         possible = move.after is None or bool(move.after.done)
         if possible:
-            assert self.content[move.source] == move.entry.key, "read after it was given away"
-            self.content[move.target] = move.entry.key if written else "torn"
+            assert self.content[move.source_level, move.source_slot] == move.entry.key, (
+                "read after it was given away"
+            )
+            self.content[move.target_level, move.target_slot] = (
+                move.entry.key if written else "torn"
+            )
         if self.room.finish_move(move, written and possible):
             self.known.discard(move.entry.key)
         self.settle()

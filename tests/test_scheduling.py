@@ -76,10 +76,10 @@ def test_a_system_that_forbids_it_is_left_alone(monkeypatch: pytest.MonkeyPatch)
     assert in_a_thread(policy_after) == os.SCHED_OTHER
 
 
-def test_a_tiers_threads_step_aside() -> None:
+async def test_a_tiers_threads_step_aside() -> None:
     threads = Threads(1, "test", lambda: None)
     try:
-        policy = Call(threads).submit(lambda: os.sched_getscheduler(0)).result(10)
+        policy = await Call(threads).submit(lambda: os.sched_getscheduler(0))
     finally:
         threads.retire()
     assert policy == os.SCHED_BATCH

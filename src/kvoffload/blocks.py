@@ -63,8 +63,8 @@ class Move:
 
     Attributes:
         entry: The block.
-        source: Level and slot that it leaves; the slot is promised to whoever asked for room.
-        target: Level and slot that it goes to.
+        source_level, source_slot: What it leaves; the slot is promised to whoever asked for room.
+        target_level, target_slot: Where it goes.
         after: The move that empties the target slot, where another block still lies in it.
         done: Whether it took place; `None` while it is under way.
         is_ahead: Nobody waits for the slot yet: if it can't take place, the block stays.
@@ -73,8 +73,10 @@ class Move:
     """
 
     entry: BlockEntry
-    source: tuple[int, int]
-    target: tuple[int, int]
+    source_level: int
+    source_slot: int
+    target_level: int
+    target_slot: int
     after: Move | None
     done: bool | None = None
     is_ahead: bool = False

@@ -213,23 +213,18 @@ class Core:
         for key, payload in zip(keys, payloads, strict=True):
             bytes_of.setdefault(key, payload)
         new = self.unknown(keys)
-        outcome = Outcome(present=[key for key in bytes_of if index.state(key) is not ABSENT])
+        present = index.present(bytes_of)
         # All of them: one that is rejected here, another may store.
         named = Named(index, list(bytes_of), chain, retention)
         try:
-            stored = await self.storing.store(new, [bytes_of[key] for key in new], named)
+            new_bytes = list(map(bytes_of.__getitem__, new))
+            stored = await self.storing.store(new, new_bytes, named)
             if self.options.writes_through:
                 named.hold()  # those that were stored just now too
                 await self.durability.write_through(stored.stored, stored.evicted)
         finally:
             named.release()
-        taken = {entry.key for entry in stored.stored}
-        outcome.stored = [key for key in new if key in taken]
-        outcome.rejected = stored.rejected
-        outcome.waited_s = stored.waited_s
-        # One may leave, be stored by another call, and leave again.
-        outcome.evicted = list(dict.fromkeys(stored.evicted))
-        return outcome
+        return Outcome.of(present, new, stored)
 
     def open_store(
         self,
@@ -245,7 +240,7 @@ class Core:
         index = self.index
         size_of = dict(zip(reversed(keys), reversed(sizes), strict=True))
         new = self.unknown(keys)
-        present = [key for key in dict.fromkeys(keys) if index.state(key) is not ABSENT]
+        present = index.present(dict.fromkeys(keys))
         named = Named(index, list(size_of), chain, retention)
         entries: list[BlockEntry] | None = None
         try:

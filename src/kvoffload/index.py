@@ -114,6 +114,11 @@ class Index:
             return READY
         return PENDING if key in self.pending else ABSENT
 
+    def present(self, keys: Iterable[Key]) -> list[Key]:
+        """Return the blocks that are ready or pending."""
+        ready, pending = self.ready, self.pending
+        return [key for key in keys if key in ready or key in pending]
+
     # Pins and uses
 
     def pin(self, entries: Iterable[BlockEntry]) -> None:
@@ -276,6 +281,11 @@ class Index:
         if self.shares is not None:
             self.shares.drop(entries)
         self.changed.fire()
+
+    def abort_pending(self, entries: Iterable[BlockEntry]) -> None:
+        """Give up those of the blocks that are pending still."""
+        pending = self.pending
+        self.abort([entry for entry in entries if pending.get(entry.key) is entry])
 
     def restore(
         self, level: Level, found: Sequence[tuple[Key, StoredBlock]], hotter: int = 0

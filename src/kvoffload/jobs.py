@@ -6,6 +6,7 @@ import asyncio
 import logging
 from collections import deque
 from collections.abc import Awaitable, Callable, Coroutine
+from functools import partial
 from typing import Any, Generic, TypeVar
 
 import anyio
@@ -25,11 +26,11 @@ log = logging.getLogger("kvoffload")
 class Job(Generic[T]):
     """One piece of work in the manager's task group; callers wait for it."""
 
-    __slots__ = ("_error", "_result", "abandoned", "told")
+    __slots__ = ("_error", "_is_told", "_result", "_waiters", "abandoned")
 
     def __init__(self) -> None:
-        self.told = anyio.Event()
-        """Set when it is over, for who waits."""
+        self._is_told = False
+        self._waiters: list[asyncio.Future[None]] = []
         self._result: T | None = None
         self._error: BaseException | None = None
         self.abandoned = False
@@ -47,13 +48,23 @@ class Job(Generic[T]):
             self._error = exc
             raise
 
+    def tell(self) -> None:
+        """Let who waits go on."""
+        self._is_told = True
+        for waiter in self._waiters:
+            if not waiter.done():
+                waiter.set_result(None)
+
     async def result(self) -> T:
         """Wait for the outcome. Cancelled, the work goes on, abandoned."""
-        try:
-            await self.told.wait()
-        except BaseException:
-            self.abandoned = True
-            raise
+        if not self._is_told:
+            waiter = asyncio.get_running_loop().create_future()
+            self._waiters.append(waiter)
+            try:
+                await waiter
+            except BaseException:
+                self.abandoned = True
+                raise
         # Kept here no longer: the error's traceback holds this frame, with all that it names.
         error, self._error = self._error, None
         if error is not None:
@@ -88,7 +99,7 @@ class Jobs:
         if not self._running:
             self._idle = anyio.Event()
         self._running += 1
-        self._start(lambda: self._run(job, work))
+        self._start(partial(self._run, job, work))
         return job
 
     async def drain(self) -> None:
@@ -111,7 +122,7 @@ class Jobs:
             if not self._told:
                 asyncio.get_running_loop().call_soon(self._next_turn)
             self._told += 1
-            job.told.set()
+            job.tell()
         else:
             self._over.append(job)
 

@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 from collections import OrderedDict
-from collections.abc import Iterable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Iterable, Sequence
 
 from .blocks import BlockEntry
 from .meter import Meter
@@ -54,8 +53,10 @@ class Level:
         self.copied_bytes = 0
         # Records of a persistent tier that nobody wants any more, in slots that are free or that
         # were promised again and not written yet: they would come back on reopening.
-        self.stale: dict[Key, set[int]] = {}
-        self.stale_slots: dict[int, set[Key]] = {}  # of a failed write, both its and the old key
+        # Tuples, nearly all of them of one: there are as many as slots, and the garbage collector
+        # looks at each set again and again.
+        self.stale: dict[Key, tuple[int, ...]] = {}
+        self.stale_slots: dict[int, tuple[Key, ...]] = {}  # both keys of a failed write
         # Slots that are being written or erased: one at a time.
         self.claimed: set[int] = set()
         self.state = TierState.SERVING
@@ -64,8 +65,8 @@ class Level:
         self.is_short = False  # fewer were, and more are being made
         self.meter = Meter()
         self.reading = 0  # bytes that are being read now
-        # Calls of the tier that are not back yet, oldest first: bytes, and since when.
-        self.under_way: dict[object, tuple[int, float]] = {}
+        # Calls of the tier that are not back yet.
+        self.under_way: set[TierCall] = set()
 
     def look(self) -> bool:
         """See what the tier can do now; say whether that has changed."""
@@ -132,32 +133,21 @@ class Level:
         if self.stale_slots:
             for slot in slots:
                 for key in self.stale_slots.pop(slot, ()):
-                    self.stale[key].discard(slot)
-                    if not self.stale[key]:
-                        del self.stale[key]
+                    left = self.stale.pop(key)
+                    if len(left) > 1:
+                        self.stale[key] = tuple(other for other in left if other != slot)
 
     def doubt(self, slot: int, key: Key) -> None:
         """Note that a slot may show a block that nobody wants, beside what it may show already."""
         if self.tier.persistent:
-            self.stale.setdefault(key, set()).add(slot)
-            self.stale_slots.setdefault(slot, set()).add(key)
+            slots, keys = self.stale.get(key, ()), self.stale_slots.get(slot, ())
+            if slot not in slots:
+                self.stale[key] = (*slots, slot)
+                self.stale_slots[slot] = (*keys, key)
 
-    @contextmanager
-    def call(self, blocks: int, size: int, clock: Clock, *, reads: bool) -> Iterator[None]:
+    def call(self, blocks: int, size: int, clock: Clock, *, reads: bool) -> TierCall:
         """Note a call of the tier for as long as the body takes, and how long a read took."""
-        began, me = clock(), object()
-        self.under_way[me] = size, began
-        self.counters["queue_depth"] += blocks
-        self.reading += size * reads
-        queued = self.reading
-        try:
-            yield
-            if reads:
-                self.meter.note(queued, clock() - began)
-        finally:
-            self.reading -= size * reads
-            self.counters["queue_depth"] -= blocks
-            del self.under_way[me]
+        return TierCall(self, blocks, size, clock, reads)
 
     def stats(self, now: float) -> TierStats:
         """Return a snapshot."""
@@ -171,8 +161,8 @@ class Level:
             pending_blocks=self.slots.in_use - blocks,
             retired_blocks=self.slots.retired,
             state=self._tier_state,
-            queue_bytes=sum(size for size, _ in self.under_way.values()),
-            wait_s=max((now - began for _, began in self.under_way.values()), default=0.0),
+            queue_bytes=sum(call.size for call in self.under_way),
+            wait_s=max((now - call.began for call in self.under_way), default=0.0),
             read_latency_s=self.meter.latency_s,
             read_bytes_per_s=self.meter.bytes_per_s,
             **self.counters,
@@ -189,3 +179,39 @@ class Level:
         return TierStats(
             self.tier.medium, self.slots.capacity, blocks=blocks, bytes=size, state=self._tier_state
         )
+
+
+class TierCall:
+    """One call of a tier, in the books while the body runs.
+
+    Attributes:
+        size: Bytes that it moves.
+        began: When it began.
+    """
+
+    __slots__ = ("_blocks", "_clock", "_level", "_queued", "_reads", "began", "size")
+
+    def __init__(self, level: Level, blocks: int, size: int, clock: Clock, reads: bool) -> None:
+        self._level = level
+        self._blocks = blocks
+        self.size = size
+        self._clock = clock
+        self._reads = reads
+        self.began = 0.0
+        self._queued = 0
+
+    def __enter__(self) -> None:
+        level = self._level
+        self.began = self._clock()
+        level.under_way.add(self)
+        level.counters["queue_depth"] += self._blocks
+        level.reading += self.size * self._reads
+        self._queued = level.reading
+
+    def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
+        level = self._level
+        if self._reads and kind is None:
+            level.meter.note(self._queued, self._clock() - self.began)
+        level.reading -= self.size * self._reads
+        level.counters["queue_depth"] -= self._blocks
+        level.under_way.discard(self)

@@ -12,6 +12,7 @@ from .types import Key, RejectReason
 
 if TYPE_CHECKING:
     from .core import Core
+    from .movement.storing import Stored
 
 
 @dataclass(slots=True)
@@ -23,6 +24,19 @@ class Outcome:
     rejected: dict[Key, RejectReason] = field(default_factory=dict)
     evicted: list[Key] = field(default_factory=list)
     waited_s: float = 0.0
+
+    @classmethod
+    def of(cls, present: list[Key], new: Sequence[Key], stored: Stored) -> Outcome:
+        """Return it, of blocks that were there and new ones."""
+        taken = {entry.key for entry in stored.stored}
+        return cls(
+            stored=[key for key in new if key in taken],
+            present=present,
+            rejected=stored.rejected,
+            # One may leave, be stored by another call, and leave again.
+            evicted=list(dict.fromkeys(stored.evicted)),
+            waited_s=stored.waited_s,
+        )
 
 
 class OpenStore:

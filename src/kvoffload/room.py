@@ -271,11 +271,11 @@ class Room:
         could not be written leaves every tier, as if the lower tier were not there; one that is
         reserved for another namespace stays, and then nobody gets its slot.
         """
-        entry, (number, slot) = move.entry, move.target
+        entry, number, slot = move.entry, move.target_level, move.target_slot
         level = self._index.levels[number]
         entry.move = None
         self._index.end_transfer([entry])
-        shown_on = self._index.levels[move.source[0]].slots.is_held(move.source[1])
+        shown_on = self._index.levels[move.source_level].slots.is_held(move.source_slot)
         stays = entry.pin_count > 0 or entry.state is not READY or shown_on
         stays = stays or (move.is_ahead and not written)
         if not (written or stays) and self.sharing is not None:
@@ -421,15 +421,22 @@ class Room:
         """Promise to empty the slots of blocks of one level, coldest first; return the promises."""
         leaving: list[Move] = []
         for entry, (lower, grant) in zip(reversed(entries), below, strict=True):
-            source = entry.level, entry.slot
-            target = lower, grant.slot
-            move = Move(entry, source, target, grant.after, is_ahead=are_ahead, whom=whom)
+            move = Move(
+                entry,
+                entry.level,
+                entry.slot,
+                lower,
+                grant.slot,
+                grant.after,
+                is_ahead=are_ahead,
+                whom=whom,
+            )
             entry.move = move
             self._index.begin_transfer([entry])
             leaving.append(move)
         # The coldest arrive first, so that they are the coldest there too.
         moves += reversed(leaving)
-        return [Grant(move.source[1], move) for move in leaving]
+        return [Grant(move.source_slot, move) for move in leaving]
 
     def _victims(self, level: Level, count: int) -> list[Key]:
         """Return the coldest blocks of a level whose slots can be used again at once."""

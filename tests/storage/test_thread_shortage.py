@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -57,26 +58,28 @@ async def put(tier: DiskTier, *slots: int) -> list[TierError | None]:
     return await tier.write(slots, payloads, [b"k%d" % slot for slot in slots])
 
 
-def run(threads: Threads, function: Callable[[], object]) -> None:
+async def run(threads: Threads, function: Callable[[], object]) -> None:
     call = Call(threads)
-    call.submit(function).result(30)
-    call.back.result(30)
+    await call.submit(function)
+    loop, back = asyncio.get_running_loop(), asyncio.Event()
+    call.when_back(lambda: (loop.call_soon_threadsafe(back.set), None)[1])
+    await back.wait()
 
 
-def test_a_call_without_a_thread_is_not_left_in_the_queue() -> None:
+async def test_a_call_without_a_thread_is_not_left_in_the_queue() -> None:
     """Its caller is told that it failed: it must not run with the next one, which has a thread."""
     told: list[str] = []
     threads = Threads(2, NAME, lambda: told.append("idle"))
     refused = Call(threads)
     with no_more_threads(), pytest.raises(OSError, match="no more threads"):
         refused.submit(told.append, "refused")
-    assert refused.back.done()
-    run(threads, lambda: told.append("next"))
+    assert refused.is_back
+    await run(threads, lambda: told.append("next"))
     threads.retire()
     assert told == ["next", "idle"]
 
 
-def test_a_call_waits_for_the_threads_that_there_are() -> None:
+async def test_a_call_waits_for_the_threads_that_there_are() -> None:
     """With one thread at work, a second call is late and not lost."""
     threads = Threads(2, NAME, lambda: None)
     go_on = threading.Event()
@@ -85,8 +88,8 @@ def test_a_call_waits_for_the_threads_that_there_are() -> None:
         second = Call(threads).submit(lambda: "done")
     assert not second.done()
     go_on.set()
-    assert first.result(30)
-    assert second.result(30) == "done"
+    assert await first
+    assert await second == "done"
     threads.retire()
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import threading
 
 import pytest
@@ -9,7 +10,13 @@ import pytest
 from kvoffload.storage.threads import Call, Threads
 
 
-def test_the_last_call_closes_the_door() -> None:
+async def came_back(call: Call) -> None:
+    loop, back = asyncio.get_running_loop(), asyncio.Event()
+    call.when_back(lambda: (loop.call_soon_threadsafe(back.set), None)[1])
+    await back.wait()
+
+
+async def test_the_last_call_closes_the_door() -> None:
     """Threads tell when nobody is inside any more; a call refused was never inside."""
     told: list[str] = []
     go_on = threading.Event()
@@ -24,6 +31,6 @@ def test_the_last_call_closes_the_door() -> None:
         Call(threads).submit(told.append, "too late")
     assert told == []
     go_on.set()
-    assert running.result(30)
-    last.back.result(30)
+    assert await running
+    await came_back(last)
     assert told == ["idle"]

@@ -207,7 +207,7 @@ class Durability:
                 async with self._transfer.claim(level, some):
                     # What was written meanwhile shows another block by now.
                     slots = [slot for slot in dict.fromkeys(some) if slot in level.stale_slots]
-                    keys = [next(iter(level.stale_slots[slot])) for slot in slots]
+                    keys = [level.stale_slots[slot][0] for slot in slots]
                     try:
                         await self._transfer.erase(level, slots, keys)
                     except TierError as exc:

@@ -48,24 +48,22 @@ class Flight:
         staged: The staging buffer with the bytes, unless they go straight to a tier.
         grant: Level and slot that the block is promoted to, where it is.
         landed: Set when the read is over.
-        error: What went wrong; until the read succeeded, that it did not.
+        is_read: Whether the bytes are where they are wanted.
+        error: What went wrong, as far as that is known.
         is_hinted: Nobody waits for it, it was hinted.
     """
 
-    __slots__ = ("entry", "error", "grant", "is_hinted", "landed", "staged", "users")
+    __slots__ = ("entry", "error", "grant", "is_hinted", "is_read", "landed", "staged", "users")
 
-    def __init__(self, entry: BlockEntry, landed: anyio.Event, tier: str, users: int) -> None:
+    def __init__(self, entry: BlockEntry, landed: anyio.Event, users: int) -> None:
         self.entry = entry
         self.users = users
         self.is_hinted = not users
         self.staged: int | None = None
         self.grant: tuple[int, Grant] | None = None
         self.landed = landed
-        self.error: TierError | None = TierUnavailableError(
-            f"the read of block {show_hash(entry.block_hash)} was cut off",
-            tier=tier,
-            block_hash=entry.block_hash,
-        )
+        self.is_read = False
+        self.error: TierError | None = None
 
     @property
     def is_bad(self) -> bool:
@@ -189,8 +187,8 @@ class Loading:
                     if not flight.landed.is_set():
                         await flight.landed.wait()
             for flight in mine.values():
-                if flight.error is not None:
-                    raise _again(flight.error)
+                if not flight.is_read:
+                    raise self._why_not(flight)
         except TimeoutError as exc:
             self.leave(mine)
             raise LoadTimeoutError(
@@ -343,9 +341,19 @@ class Loading:
     def _in_memory(self, flight: Flight) -> bool:
         return self._index.levels[flight.entry.level].tier.addressable
 
+    def _why_not(self, flight: Flight) -> TierError:
+        """Return an error for one of those who waited for a read."""
+        if flight.error is not None:
+            return _again(flight.error)
+        block_hash = flight.entry.block_hash
+        return TierUnavailableError(
+            f"the read of block {show_hash(block_hash)} was cut off",
+            tier=self._index.levels[flight.entry.level].tier.name,
+            block_hash=block_hash,
+        )
+
     def _open(self, entry: BlockEntry, landed: anyio.Event, *, users: int) -> Flight:
-        tier = self._index.levels[entry.level].tier.name
-        flight = self._flights[entry.key] = Flight(entry, landed, tier, users)
+        flight = self._flights[entry.key] = Flight(entry, landed, users)
         return flight
 
     def _find_buffers(self, flights: Sequence[Flight]) -> None:
@@ -431,7 +439,7 @@ class Loading:
             if flight.staged is not None or flight.grant is not None:
                 groups.setdefault(flight.entry.level, []).append(flight)
             elif self._in_memory(flight):
-                flight.error = None  # no room further up: it is seen where it is
+                flight.is_read = True  # no room further up: it is seen where it is
         for number, group in groups.items():
             await self._read(number, group)
 
@@ -442,14 +450,14 @@ class Loading:
         slots = [flight.entry.slot for flight in flights]
         outcomes = await transfer.read(level, slots, into, [one.entry.key for one in flights])
         for flight, buffer, error in zip(flights, into, outcomes, strict=True):
-            flight.error = error
+            flight.error, flight.is_read = error, error is None
             if isinstance(error, TierTimeoutError):
                 self._hold_buffer(flight, buffer)
             if isinstance(error, CorruptBlockError) and flight.entry.state is BlockState.READY:
                 index.condemn(flight.entry)
                 index.count("corrupt", [flight.entry.key])
         for flight, buffer in zip(flights, into, strict=True):
-            if flight.error is None and flight.grant is not None:
+            if flight.is_read and flight.grant is not None:
                 await self._rise(flight, *flight.grant, buffer)
 
     def _hold_buffer(self, flight: Flight, buffer: ByteArray) -> None:
@@ -508,7 +516,7 @@ class Loading:
             flight.landed.set()
             if not flight.users:
                 self._retire(flight)
-            elif flight.error is not None and self._flights.get(flight.entry.key) is flight:
+            elif not flight.is_read and self._flights.get(flight.entry.key) is flight:
                 del self._flights[flight.entry.key]  # the next caller tries again
         self._index.end_transfer([flight.entry for flight in flights if not flight.is_bad])
 

@@ -4,12 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from time import monotonic
 
 from ..blocks import BlockEntry, Grant, Move
 from ..copying import INLINE_COPY_BYTES
+from ..errors import TierError
 from ..index import Index
 from ..jobs import Job, Jobs
+from ..levels import Level
 from ..named import Named
 from ..room import Room
 from ..shares import namespace_of
@@ -47,6 +50,16 @@ class Plan:
     unplaced: list[tuple[BlockEntry, RejectReason]] = field(default_factory=list)
     moves: list[Move] = field(default_factory=list)
 
+    @property
+    def entries(self) -> list[BlockEntry]:
+        """The blocks."""
+        return [entry for entry, _, _ in self.granted] + [entry for entry, _ in self.unplaced]
+
+    @property
+    def hopeless(self) -> list[BlockEntry]:
+        """Blocks whose slots will never be empty."""
+        return [entry for entry, _, grant in self.granted if grant.is_hopeless]
+
 
 class Storing:
     """Stores new blocks; the moves of all movement run through here."""
@@ -83,7 +96,7 @@ class Storing:
         if self._is_instant(plan):
             self._apply_now(plan, bytes_of, outcome)
             return outcome
-        job = self._jobs.start(lambda job: self._apply(job, plan, bytes_of, outcome, named))
+        job = self._jobs.start(partial(self._apply, plan, bytes_of, outcome, named))
         await job.result()
         return outcome
 
@@ -193,50 +206,41 @@ class Storing:
         The keys of blocks that could not be moved, and are lost, are appended to `evicted`. Those
         that the call has `named` are nobody's victims.
         """
-        waiting = list(moves)
-        self._moving += len(waiting)
-        unfinished = dict.fromkeys(waiting)
+        waiting = moves
+        self._moving += len(moves)
         try:
             while waiting:
-                head = waiting[0]
-                batch = [
-                    move
-                    for move in waiting
-                    if move.source[0] == head.source[0]
-                    and move.target[0] == head.target[0]
-                    and (move.after is None or move.after.done is not None)
-                ]
-                started = set(batch)
-                waiting = [move for move in waiting if move not in started]
-                possible = [move for move in batch if move.after is None or move.after.done]
-                written = dict.fromkeys(batch, False)
-                if possible:
-                    written.update(await self._move(possible, evicted, named))
+                batch, waiting = _next_batch(waiting)
+                written = await self._move_possible(batch, evicted, named)
                 for move in batch:
                     self._moving -= 1
-                    del unfinished[move]
-                    if self._room.finish_move(move, written[move]):
+                    if self._room.finish_move(move, move in written):
                         evicted.append(move.entry.key)
         finally:
             # A hard close: nothing more will be written.
-            self._moving -= len(unfinished)
-            for move in unfinished:
-                self._room.finish_move(move, written=False)
+            for move in moves:
+                if move.done is None:
+                    self._moving -= 1
+                    self._room.finish_move(move, written=False)
 
     # Inside
 
-    async def _move(
+    async def _move_possible(
         self, moves: Sequence[Move], evicted: list[Key], named: Named | None
-    ) -> dict[Move, bool]:
-        """Carry out moves between two tiers; say of each whether it took place.
+    ) -> set[Move]:
+        """Carry out moves between two tiers, but those whose slot is not empty; return them.
 
         Where the lower tier turns out to be full, what it has gives way.
         """
         index = self._index
-        written = dict(zip(moves, await self._transfer.move(moves), strict=True))
-        number = moves[0].target[0]
+        moves = [move for move in moves if move.after is None or move.after.done]
+        if not moves:
+            return set()
+        outcomes = await self._transfer.move(moves)
+        written = {move for move, done in zip(moves, outcomes, strict=True) if done}
+        number = moves[0].target_level
         level = index.levels[number]
-        failed = [move for move, done in written.items() if not done]
+        failed = [move for move in moves if move not in written]
         self._room.look()
         if not failed or level.state is not TierState.FULL or moves[0].is_ahead:
             return written
@@ -245,10 +249,11 @@ class Storing:
         slots = self._room.take_now(number, len(failed), evicted, whom=moves[0].whom)
         again = failed[len(failed) - len(slots) :]  # the hottest
         for move, slot in zip(again, slots, strict=True):
-            level.slots.give_back([move.target[1]])
-            move.target = (number, slot)
+            level.slots.give_back([move.target_slot])
+            move.target_slot = slot
         if again:
-            written.update(zip(again, await self._transfer.move(again), strict=True))
+            outcomes = await self._transfer.move(again)
+            written.update(move for move, done in zip(again, outcomes, strict=True) if done)
         return written
 
     def _plan(self, entries: Sequence[BlockEntry], evicted: list[Key], named: Named) -> Plan:
@@ -367,7 +372,9 @@ class Storing:
         total = sum([entry.size for entry, _, _ in plan.granted])
         total += sum([move.entry.size for move in plan.moves])
         used = {number for _, number, _ in plan.granted}
-        used |= {move.source[0] for move in plan.moves} | {move.target[0] for move in plan.moves}
+        used |= {move.source_level for move in plan.moves} | {
+            move.target_level for move in plan.moves
+        }
         return total <= INLINE_COPY_BYTES and all(levels[n].tier.addressable for n in used)
 
     def _apply_now(self, plan: Plan, bytes_of: dict[Key, ByteArray], outcome: Stored) -> None:
@@ -387,13 +394,13 @@ class Storing:
 
     async def _apply(
         self,
-        job: Job[None],
         plan: Plan,
         bytes_of: dict[Key, ByteArray],
         outcome: Stored,
         named: Named,
+        job: Job[None],
     ) -> None:
-        todo = [entry for entry, _, _ in plan.granted] + [entry for entry, _ in plan.unplaced]
+        todo = plan.entries
         try:
             while True:
                 by_level = await self._settle(job, plan, outcome, named)
@@ -409,16 +416,14 @@ class Storing:
                 plan = self._plan(spaceless, outcome.evicted, named)
         finally:
             # Whatever got no further: abandoned, cut off by a hard close, or failed.
-            left = [entry for entry in todo if self._index.pending.get(entry.key) is entry]
-            self._index.abort(left)
+            self._index.abort_pending(todo)
 
     async def _settle(
         self, job: Job[None], plan: Plan, outcome: Stored, named: Named
     ) -> dict[int, list[BlockEntry]]:
         """Give each block of a plan its slot; what is called off or busy is planned again."""
         placed: dict[int, list[BlockEntry]] = {}
-        order = [entry for entry, _, _ in plan.granted] + [entry for entry, _ in plan.unplaced]
-        rank = {entry.key: number for number, entry in enumerate(order)}
+        order = plan.entries
         deadline = monotonic() + WAIT_S
         while True:
             await self._wait_for_moves(plan.moves, outcome, named)
@@ -427,10 +432,10 @@ class Storing:
                 placed.setdefault(number, []).extend(group)
             if job.abandoned:
                 return {}
-            if any(grant.is_hopeless for _, _, grant in plan.granted):
-                stuck = [entry for entry, _, grant in plan.granted if grant.is_hopeless]
-                self._reject([(entry, RejectReason.FAILED) for entry in stuck], outcome)
-                missed = [entry for entry in missed if entry not in stuck]
+            hopeless = plan.hopeless
+            if hopeless:
+                self._reject([(entry, RejectReason.FAILED) for entry in hopeless], outcome)
+                missed = [*dict.fromkeys(missed).keys() - hopeless]
             if not self._waits_for_room(plan) or monotonic() > deadline:
                 self._reject(plan.unplaced, outcome)
                 plan.unplaced = []
@@ -441,13 +446,13 @@ class Storing:
                 began = monotonic()
                 await self._index.changed.wait()
                 outcome.waited_s += monotonic() - began
-            missed.sort(key=lambda entry: rank[entry.key])
+            missed.sort(key={entry: number for number, entry in enumerate(order)}.__getitem__)
             plan = self._plan(missed, outcome.evicted, named)
 
     async def _wait_for_moves(self, moves: Sequence[Move], outcome: Stored, named: Named) -> None:
         began = monotonic()
         await self.run_moves(moves, outcome.evicted, named)
-        if not all(self._is_near(move.target[0]) for move in moves):
+        if not all(map(self._is_near, [move.target_level for move in moves])):
             outcome.waited_s += monotonic() - began
 
     async def _write(
@@ -467,7 +472,7 @@ class Storing:
         for start in range(0, len(entries), step):
             group = entries[start : start + step]
             keys = [entry.key for entry in group]
-            payloads = [bytes_of[key] for key in keys]
+            payloads = list(map(bytes_of.__getitem__, keys))
             if not level.tier.addressable:
                 # A write that the caller's cancellation leaves behind must not see its buffers,
                 # which are its own again then: the record would check, and show other bytes.
@@ -476,24 +481,35 @@ class Storing:
                     return []
             slots = [entry.slot for entry in group]
             outcomes = await self._transfer.write(level, slots, payloads, keys)
-            if job.abandoned:
-                written = [n for n, error in enumerate(outcomes) if error is None]
-                level.leave([slots[n] for n in written], [keys[n] for n in written])
-                return []
             good = [entry for entry, error in zip(group, outcomes, strict=True) if error is None]
-            bad = [entry for entry, error in zip(group, outcomes, strict=True) if error is not None]
+            if job.abandoned:
+                level.leave([entry.slot for entry in good], [entry.key for entry in good])
+                return []
             self._index.commit(good)
             outcome.stored += good
             self._room.look()
-            if level.state is TierState.FULL:
-                full = {
-                    entry.key
-                    for entry, error in zip(group, outcomes, strict=True)
-                    if lacks_space(error)
-                }
-                spaceless += [entry for entry in bad if entry.key in full]
-                bad = [entry for entry in bad if entry.key not in full]
-            self._reject([(entry, RejectReason.FAILED) for entry in bad], outcome)
+            if len(good) < len(group):
+                spaceless += self._sort_out(level, group, outcomes, outcome)
+        return spaceless
+
+    def _sort_out(
+        self,
+        level: Level,
+        group: Sequence[BlockEntry],
+        outcomes: Sequence[TierError | None],
+        outcome: Stored,
+    ) -> list[BlockEntry]:
+        """Reject what could not be written, but for what a full tier has no space for."""
+        errors = [
+            (entry, error)
+            for entry, error in zip(group, outcomes, strict=True)
+            if error is not None
+        ]
+        spaceless: list[BlockEntry] = []
+        if level.state is TierState.FULL:
+            spaceless = [entry for entry, error in errors if lacks_space(error)]
+        bad = [(entry, RejectReason.FAILED) for entry, _ in errors if entry not in spaceless]
+        self._reject(bad, outcome)
         return spaceless
 
     async def _reserve(
@@ -561,3 +577,15 @@ class Storing:
             outcome.rejected |= {entry.key: reason for entry, reason in unplaced}
             self._index.abort([entry for entry, _ in unplaced])
             self._index.count("rejected", [entry.key for entry, _ in unplaced])
+
+
+def _next_batch(moves: Sequence[Move]) -> tuple[list[Move], list[Move]]:
+    """Return the moves that can be made now between the tiers of the first, and the others."""
+    batch: list[Move] = []
+    rest: list[Move] = []
+    ends = moves[0].source_level, moves[0].target_level
+    for move in moves:
+        is_free = move.after is None or move.after.done is not None
+        fits = is_free and (move.source_level, move.target_level) == ends
+        (batch if fits else rest).append(move)
+    return batch, rest

@@ -4,9 +4,8 @@ from __future__ import annotations
 
 import errno
 import os
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import asynccontextmanager
 
 from ..aligned import aligned_empty
 from ..blocks import BlockEntry, Move
@@ -16,11 +15,36 @@ from ..index import Index
 from ..keys import encode_key
 from ..levels import Level
 from ..scheduling import step_aside
+from ..signals import Signal
 from ..types import BlockState, ByteArray, Key, Tier, TierState
 from ..views import Staging
 
 COPY_THREADS = max(1, min(2, (os.cpu_count() or 1) // 2))
 """Threads for copies in memory: two saturate it, and one of two cores is the event loop's."""
+
+
+class Claim:
+    """The right to write or erase slots of a tier, while the body runs.
+
+    No generator: a call to a disk has one, and each object that a call has costs the loop's
+    garbage collector.
+    """
+
+    __slots__ = ("_changed", "_level", "_slots")
+
+    def __init__(self, level: Level, slots: Sequence[int], changed: Signal) -> None:
+        self._level = level
+        self._slots = slots
+        self._changed = changed
+
+    async def __aenter__(self) -> None:
+        while not self._level.claimed.isdisjoint(self._slots):
+            await self._changed.wait()
+        self._level.claimed.update(self._slots)
+
+    async def __aexit__(self, *_: object) -> None:
+        self._level.claimed.difference_update(self._slots)
+        self._changed.fire()
 
 
 class Transfer:
@@ -69,8 +93,8 @@ class Transfer:
     def move_now(self, move: Move) -> None:
         """Copy a block between two addressable tiers, at once."""
         source, target = self._ends(move)
-        payload = source.tier.view(move.source[1], move.entry.size)
-        self.copy_in_now(target, [move.target[1]], [payload])
+        payload = source.tier.view(move.source_slot, move.entry.size)
+        self.copy_in_now(target, [move.target_slot], [payload])
         self.count_read(source, 1, move.entry.size)
 
     async def private_copies(self, payloads: Sequence[ByteArray]) -> list[ByteArray]:
@@ -104,38 +128,13 @@ class Transfer:
                 async with self.claim(level, slots):
                     outcomes = (await level.tier.write(slots[::-1], data, names))[::-1]
         except Exception as exc:  # noqa: BLE001  # whatever a tier raises is its failure
-            outcomes = [_wrapped(exc, level.tier, "write", key) for key in keys]
-        good = [number for number, outcome in enumerate(outcomes) if outcome is None]
-        for number, outcome in enumerate(outcomes):
-            if outcome is not None:
-                # It may show the block all the same, or still the one from before.
-                level.doubt(slots[number], keys[number])
-            if isinstance(outcome, TierTimeoutError):
-                level.slots.hold(slots[number], payloads[number])
-            if lacks_space(outcome):
-                level.slots.lacks_space(slots[number])
-            elif is_bad_place(outcome):
-                level.slots.failed(slots[number])
-        level.slots.tried(len(slots))
-        if getattr(level.tier, "state", None) is TierState.READ_ONLY:
-            level.slots.retry()  # it is not those places that are bad
-        level.renew([slots[number] for number in good])
-        written = [payloads[number].nbytes for number in good]
-        self.count_written(level, len(good), sum(written))
-        self._count_failed(level, keys, outcomes)
+            outcomes = _all_failed(exc, level.tier, "write", keys)
+        self._note_written(level, slots, payloads, keys, outcomes)
         return outcomes
 
-    @asynccontextmanager
-    async def claim(self, level: Level, slots: Sequence[int]) -> AsyncIterator[None]:
+    def claim(self, level: Level, slots: Sequence[int]) -> Claim:
         """Be the only one that writes or erases these slots; waits for who does."""
-        while not level.claimed.isdisjoint(slots):
-            await self.index.changed.wait()
-        level.claimed.update(slots)
-        try:
-            yield
-        finally:
-            level.claimed.difference_update(slots)
-            self.index.changed.fire()
+        return Claim(level, slots, self.index.changed)
 
     async def read(
         self,
@@ -156,7 +155,7 @@ class Transfer:
                 else:
                     outcomes = await level.tier.read(slots, [buffer.data for buffer in into])
         except Exception as exc:  # noqa: BLE001  # whatever a tier raises is its failure
-            outcomes = [_wrapped(exc, level.tier, "read", key) for key in keys]
+            outcomes = _all_failed(exc, level.tier, "read", keys)
         for slot, buffer, key, outcome in zip(slots, into, keys, outcomes, strict=True):
             if outcome is None:
                 self.count_read(level, 1, buffer.nbytes)
@@ -195,7 +194,7 @@ class Transfer:
         """Write a batch of blocks from one tier to one other; say of each whether it is there."""
         source, target = self._ends(moves[0])
         entries = [move.entry for move in moves]
-        return await self.copy_down(source, target, entries, [move.target[1] for move in moves])
+        return await self.copy_down(source, target, entries, [move.target_slot for move in moves])
 
     async def copy_down(
         self,
@@ -227,8 +226,35 @@ class Transfer:
 
     # Inside
 
+    def _note_written(
+        self,
+        level: Level,
+        slots: Sequence[int],
+        payloads: Sequence[ByteArray],
+        keys: Sequence[Key],
+        outcomes: Sequence[TierError | None],
+    ) -> None:
+        good = [number for number, outcome in enumerate(outcomes) if outcome is None]
+        for number, outcome in enumerate(outcomes):
+            if outcome is not None:
+                # It may show the block all the same, or still the one from before.
+                level.doubt(slots[number], keys[number])
+            if isinstance(outcome, TierTimeoutError):
+                level.slots.hold(slots[number], payloads[number])
+            if lacks_space(outcome):
+                level.slots.lacks_space(slots[number])
+            elif is_bad_place(outcome):
+                level.slots.failed(slots[number])
+        level.slots.tried(len(slots))
+        if getattr(level.tier, "state", None) is TierState.READ_ONLY:
+            level.slots.retry()  # it is not those places that are bad
+        level.renew([slots[number] for number in good])
+        written = [payloads[number].nbytes for number in good]
+        self.count_written(level, len(good), sum(written))
+        self._count_failed(level, keys, outcomes)
+
     def _ends(self, move: Move) -> tuple[Level, Level]:
-        return self.index.levels[move.source[0]], self.index.levels[move.target[0]]
+        return self.index.levels[move.source_level], self.index.levels[move.target_level]
 
     def _slots_of(
         self, level: Level, slots: Sequence[int], payloads: Sequence[ByteArray]
@@ -311,3 +337,9 @@ def _wrapped(exc: Exception, tier: Tier, what: str, key: Key | None) -> TierErro
     error = TierError(f"{what} failed: {exc!r}", tier=tier.name, block_hash=block_hash)
     error.__cause__ = exc
     return error
+
+
+def _all_failed(
+    exc: Exception, tier: Tier, what: str, keys: Sequence[Key]
+) -> list[TierError | None]:
+    return [_wrapped(exc, tier, what, key) for key in keys]

@@ -17,12 +17,13 @@ class RecencyQueue:
     not by every eviction while it is pinned; unpinned, it is offered again in its old place.
     """
 
-    __slots__ = ("_offered", "_order", "_parked", "_returned", "_tickets")
+    __slots__ = ("_offered", "_order", "_parked", "_returned", "_stamps", "_tickets")
 
     def __init__(self) -> None:
         self._order: OrderedDict[Key, int] = OrderedDict()  # with the stamp that each came with
         # Parked keys are older than all that is in the order; a lower ticket is the colder one.
-        self._parked: dict[Key, tuple[int, int]] = {}  # ticket and stamp
+        self._parked: dict[Key, int] = {}  # with their tickets
+        self._stamps: dict[Key, int] = {}  # of parked ones, but for 0
         self._returned: list[tuple[int, Key]] = []
         self._offered: set[int] = set()  # the tickets in there, each once
         self._tickets = 0
@@ -42,7 +43,7 @@ class RecencyQueue:
     def stamp_of(self, key: Key) -> int:
         """Return the stamp that a key of the queue was pushed with."""
         stamp = self._order.get(key)
-        return self._parked[key][1] if stamp is None else stamp
+        return self._stamps.get(key, 0) if stamp is None else stamp
 
     def use(self, keys: Sequence[Key]) -> None:
         """Make those of the keys that are in the queue the most recent; the first most of all."""
@@ -50,10 +51,8 @@ class RecencyQueue:
         for key in reversed(keys):
             if key in order:
                 order.move_to_end(key)
-            elif self._parked:
-                parked = self._parked.pop(key, None)
-                if parked is not None:
-                    order[key] = parked[1]
+            elif self._parked and self._parked.pop(key, None) is not None:
+                order[key] = self._stamps.pop(key, 0)
 
     def renew(self, keys: Sequence[Key]) -> None:
         """Make the keys the most recent, whether they are in the queue or not."""
@@ -62,7 +61,7 @@ class RecencyQueue:
             if key in order:
                 order.move_to_end(key)
             else:
-                self._parked.pop(key, None)
+                self._unpark(key)
                 order[key] = 0
 
     def discard(self, keys: Sequence[Key]) -> None:
@@ -73,7 +72,7 @@ class RecencyQueue:
             if key in order:
                 del order[key]
             elif parked:
-                parked.pop(key, None)
+                self._unpark(key)
 
     def coldest(self, count: int, pinned: Collection[Key]) -> list[Key]:
         """Return up to `count` keys that are not pinned, coldest first."""
@@ -91,18 +90,25 @@ class RecencyQueue:
                 # that one when it returns.
                 head.append(key)
         for key in head:
-            self._parked[key] = (self._tickets, self._order.pop(key))
+            self._parked[key] = self._tickets
             self._tickets += 1
+            stamp = self._order.pop(key)
+            if stamp:
+                self._stamps[key] = stamp
         return found
 
     def unpinned(self, keys: Sequence[Key]) -> None:
         """Offer again those of the keys that were stepped over."""
         if self._parked:
             for key in keys:
-                parked = self._parked.get(key)
-                if parked is not None and parked[0] not in self._offered:
-                    self._offered.add(parked[0])
-                    heapq.heappush(self._returned, (parked[0], key))
+                ticket = self._parked.get(key)
+                if ticket is not None and ticket not in self._offered:
+                    self._offered.add(ticket)
+                    heapq.heappush(self._returned, (ticket, key))
+
+    def _unpark(self, key: Key) -> None:
+        self._parked.pop(key, None)
+        self._stamps.pop(key, None)
 
     def _returned_keys(self, count: int, pinned: Collection[Key]) -> list[Key]:
         offered: list[tuple[int, Key]] = []
@@ -110,7 +116,7 @@ class RecencyQueue:
         while heap and len(offered) < count:
             ticket, key = heapq.heappop(heap)
             # Stale when the key was used or removed since, or pinned again.
-            if self._parked.get(key, (-1, 0))[0] == ticket and key not in pinned:
+            if self._parked.get(key) == ticket and key not in pinned:
                 offered.append((ticket, key))
             else:
                 self._offered.discard(ticket)

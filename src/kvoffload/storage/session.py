@@ -97,6 +97,7 @@ class Session:
         self._drifting: dict[Call, tuple[frozenset[int], Role]] = {}
         self._syncing: Call | None = None  # the last one that syncs
         self._changed = Signal()  # one of these is back, or given up
+        self._watch = Watch(limits.io_timeout_s, self._changed.fire)
         self._waiters: list[Future[None]] = []
 
     # On the event loop
@@ -122,22 +123,22 @@ class Session:
         """
         await self._wait_for_turn(slots, role)
         call = Call(self.threads, urgent=role is Role.READ)
-        timer = Timer(call, self._limits.io_timeout_s, self._changed.fire)
+        self._watch.add(call)
         if self._syncs(role):
             self._syncing = call
             self._when_back(call, self._changed.fire)
         try:
-            return await wrap(partial(work, call))(executor=call)
+            return await wrap(work)(call, executor=call)
         except asyncio.CancelledError:
-            self._let_drift(call, slots, role, timer)
+            self._let_drift(call, slots, role)
             raise
         except TimeoutError:
             if call.given_up:
-                self._let_drift(call, slots, role, timer)
+                self._let_drift(call, slots, role)
             raise
         finally:
             if call not in self._drifting:
-                timer.stop()
+                self._watch.discard(call)
 
     @property
     def stuck_threads(self) -> int:
@@ -291,7 +292,7 @@ class Session:
         changes = role in (Role.WRITE, Role.ERASE)
         return role is Role.SYNC or (changes and self._limits.sync_always)
 
-    def _let_drift(self, call: Call, slots: Sequence[int], role: Role, timer: Timer) -> None:
+    def _let_drift(self, call: Call, slots: Sequence[int], role: Role) -> None:
         """Keep slots to a call that goes on without its caller, until its thread is back.
 
         It is still watched, for who was cancelled does not tell that it is stuck.
@@ -299,7 +300,7 @@ class Session:
         self._drifting[call] = (frozenset(slots), role)
 
         def forget() -> None:
-            timer.stop()
+            self._watch.discard(call)
             del self._drifting[call]
             self._changed.fire()
 
@@ -310,11 +311,11 @@ class Session:
         """Do something on the event loop when no thread is in a call any more."""
         loop = asyncio.get_running_loop()
 
-        def tell(_: Future[None]) -> None:
+        def tell() -> None:
             with suppress(RuntimeError):  # the loop was closed meanwhile
                 loop.call_soon_threadsafe(then)
 
-        call.back.add_done_callback(tell)
+        call.when_back(tell)
 
     async def _wait_for_turn(self, slots: Sequence[int], role: Role) -> None:
         """Wait, where it costs no thread, until nothing is in the way of a call."""
@@ -341,7 +342,7 @@ class Session:
         if self._syncing is not None and self._syncs(role):
             # They go one after the other anyway; in threads, which others need, if not here.
             calls.append(self._syncing)
-        return [call for call in calls if not call.back.done()]
+        return [call for call in calls if not call.is_back]
 
     def _judge(self, slots: list[int], results: list[OSError | None]) -> None:
         """Tell the breaker how a write went, but for what a full disk explains."""
@@ -393,28 +394,44 @@ def _collide(role: Role, drifting: Role, *, stuck: bool) -> bool:
     return True
 
 
-class Timer:
-    """Gives a call up when one of its file operations takes too long; for the event loop."""
+class Watch:
+    """Gives calls up in which a file operation takes too long; for the event loop.
 
-    def __init__(self, call: Call, limit_s: float | None, told: Callable[[], None]) -> None:
-        """Start; `None` is no limit. Who is `told` hears of it when it gave the call up."""
-        self._call = call
+    One timer for all: most calls are over long before it is their turn.
+    """
+
+    def __init__(self, limit_s: float | None, told: Callable[[], None]) -> None:
+        """Take the limit, `None` for none, and who is told when a call was given up."""
+        self._limit_s = limit_s
         self._told = told
+        self._calls: set[Call] = set()
         self._handle: asyncio.TimerHandle | None = None
-        if limit_s is not None:
-            self._handle = asyncio.get_running_loop().call_later(limit_s, self._check, limit_s)
 
-    def stop(self) -> None:
-        """Look no more."""
-        if self._handle is not None:
+    def add(self, call: Call) -> None:
+        """Watch a call."""
+        if self._limit_s is not None:
+            self._calls.add(call)
+            if self._handle is None:
+                self._look_in(self._limit_s)
+
+    def discard(self, call: Call) -> None:
+        """Watch it no more."""
+        self._calls.discard(call)
+        if not self._calls and self._handle is not None:
             self._handle.cancel()
+            self._handle = None
 
-    def _check(self, limit_s: float) -> None:
-        left = limit_s - self._call.age()
-        if left > 0:
-            loop = asyncio.get_running_loop()
-            self._handle = loop.call_later(left, self._check, limit_s)
-        else:
-            what = f"the disk did not answer within io_timeout_s={limit_s:g} s"
-            if self._call.give_up(TimeoutError(errno.ETIMEDOUT, what)):
+    def _look_in(self, seconds: float) -> None:
+        self._handle = asyncio.get_running_loop().call_later(seconds, self._look)
+
+    def _look(self) -> None:
+        self._handle = None
+        limit_s = self._limit_s
+        assert limit_s is not None
+        what = f"the disk did not answer within io_timeout_s={limit_s:g} s"
+        for call in [call for call in self._calls if call.age() >= limit_s]:
+            self._calls.discard(call)
+            if call.give_up(TimeoutError(errno.ETIMEDOUT, what)):
                 self._told()
+        if self._calls:
+            self._look_in(max(0.0, limit_s - max(call.age() for call in self._calls)))

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import asyncio
 import errno
 import threading
 from collections import deque
 from collections.abc import Callable, Iterable
-from concurrent.futures import Executor, Future
+from concurrent.futures import Executor
+from contextlib import suppress
+from functools import partial
 from time import monotonic
-from typing import ParamSpec, TypeVar
+from typing import Any, ParamSpec, TypeVar
 
 from ..scheduling import step_aside
 from .files import FileLayer
@@ -28,7 +31,7 @@ class Call(Executor):
 
     Attributes:
         given_up: Its caller doesn't wait any more.
-        back: Done when no thread is in it any more, however it ended.
+        is_back: No thread is in it any more, however it ended.
         inside: The threads that are in it.
     """
 
@@ -36,59 +39,69 @@ class Call(Executor):
         """Make a call, to be submitted; urgent ones go ahead of others that wait."""
         self.urgent = urgent
         self.given_up = False
-        self.back: Future[None] = Future()
+        self.is_back = False
         self.inside: set[int] = set()
         self._threads = threads
-        self._give_up: Callable[[Exception], bool] | None = None
-        self._run: Callable[[], None] | None = None
+        self._function: Callable[[], object] | None = None
+        self._future: asyncio.Future[Any] | None = None  # until it is known what to tell
+        self._is_begun = False
+        self._then: tuple[Callable[[], None], ...] = ()
         self._lock = threading.Lock()
         self._last_sign: float | None = None  # None while it waits for a thread
         self._operations: dict[int, float] = {}  # file calls under way: thread, since when
 
-    def submit(self, fn: Callable[_P, _T], /, *args: _P.args, **kwargs: _P.kwargs) -> Future[_T]:
-        """Queue the function.
+    def submit(  # type: ignore[override]  # the loop, which alone submits, takes its own futures
+        self, fn: Callable[_P, _T], /, *args: _P.args, **kwargs: _P.kwargs
+    ) -> asyncio.Future[_T]:
+        """Queue the function, on the event loop; return a future of the loop's own.
+
+        One of `concurrent.futures`, and what ties it to the loop's, would be thirty objects more,
+        and the garbage collector holds the loop for each.
 
         Raises:
             OSError: There is no thread for it.
             RuntimeError: The threads are retired.
         """
-        future: Future[_T] = Future()
-
-        def run() -> None:
-            error: BaseException | None = None
-            with self._lock:
-                if self.given_up or not future.set_running_or_notify_cancel():
-                    return
-            try:
-                result = fn(*args, **kwargs)
-            except BaseException as exc:  # noqa: BLE001  # it belongs to who waits
-                error = exc
-            with self._lock:
-                if self.given_up:
-                    return
-                if error is None:
-                    future.set_result(result)
-                else:
-                    future.set_exception(error)
-
-        self._give_up = lambda exc: _fail(future, exc)
-        self._run = run
+        future = self._future = asyncio.get_running_loop().create_future()
+        self._function = partial(fn, *args, **kwargs) if args or kwargs else fn
         try:
             self._threads.enqueue(self)
         except BaseException:
-            self._run = self._give_up = None
-            self.back.set_result(None)
+            self._function = self._future = None
+            self.came_back()
             raise
         return future
 
     def give_up(self, error: Exception) -> bool:
-        """Let who waits have an error instead; say whether the call was still under way."""
+        """Let who waits have an error instead; say whether the call was still under way.
+
+        On the event loop.
+        """
         with self._lock:
-            if self._give_up is None or not self._give_up(error):
+            future = self._future
+            if future is None or (future.cancelled() and not self._is_begun):
                 return False
+            self._future = None
             self.given_up = True
+        _tell(future, None, error)
         self._threads.pass_over(self)
         return True
+
+    def when_back(self, then: Callable[[], None]) -> None:
+        """Have something done when no thread is in it any more, by the last one; or now."""
+        with self._lock:
+            if not self.is_back:
+                self._then += (then,)
+                return
+        then()
+
+    def came_back(self) -> None:
+        """Note that no thread is in it any more."""
+        with self._lock:
+            self.is_back = True
+            waiting, self._then = self._then, ()
+        for then in waiting:
+            then()
 
     def publish(self, action: Callable[[], None]) -> bool:
         """Run what must not happen once the call is given up; say whether it was run."""
@@ -137,13 +150,30 @@ class Call(Executor):
         """Run the function; on one of the threads."""
         self.enter()
         try:
-            if self._run is not None:
-                self._run()
+            self._run()
         finally:
             with self._lock:
-                self._run = self._give_up = None  # and with them the buffers
+                self._function = self._future = None  # and with them the buffers
             self.exit()
             self._threads.leave(self)
+
+    def _run(self) -> None:
+        result, error = None, None
+        with self._lock:
+            function, future = self._function, self._future
+            if function is None or future is None or future.cancelled():
+                return
+            self._is_begun = True
+        try:
+            result = function()
+        except BaseException as exc:  # noqa: BLE001  # it belongs to who waits
+            error = exc
+        with self._lock:
+            if self._future is None:
+                return
+            self._future = None
+        with suppress(RuntimeError):  # the loop was closed meanwhile: nobody waits
+            future.get_loop().call_soon_threadsafe(_tell, future, result, error)
 
 
 class Helper:
@@ -290,7 +320,7 @@ class Threads:
             self._begun.discard(call)
             self._call_left.notify_all()
             idle = self._retired and not self._calls
-        call.back.set_result(None)
+        call.came_back()
         if idle:
             self._on_idle()
 
@@ -374,12 +404,14 @@ def _watched(operation: Callable[_P, _T]) -> Callable[_P, _T]:
     return run
 
 
-def _fail(future: Future[_T], error: Exception) -> bool:
-    """Let a call's future fail, if it is neither done nor cancelled."""
-    if future.done() or not (future.running() or future.set_running_or_notify_cancel()):
-        return False
-    future.set_exception(error)
-    return True
+def _tell(future: asyncio.Future[Any], result: object, error: BaseException | None) -> None:
+    """Let who waits go on, if anybody does."""
+    if future.done():
+        return
+    if error is None:
+        future.set_result(result)
+    else:
+        future.set_exception(error)
 
 
 _here = threading.local()

@@ -302,7 +302,7 @@ class DiskTier:
             return []
         outcomes = await self._outcomes(
             session,
-            lambda outcomes, call: session.read(checked, buffers, outcomes, call),
+            partial(session.read, checked, buffers),
             checked,
             Role.READ,
         )
@@ -330,23 +330,14 @@ class DiskTier:
         if len(set(checked)) < len(checked):
             raise ConfigError(f"a slot can be written once a call: {checked}")
         views = [_flat(payload, "a payload") for payload in payloads]
-        if max(map(len, views), default=0) > self._block_bytes:
-            raise ConfigError(
-                f"a payload has at most block_bytes={self._block_bytes} bytes, "
-                f"not {max(map(len, views))}"
-            )
-        for key in keys:
-            if type(key) is not bytes or len(key) > MAX_KEY_BYTES:
-                raise ConfigError(f"a key is at most {MAX_KEY_BYTES} bytes, not {key!r}")
+        self._check_content(views, keys)
         if not checked:
             return []
         sequence = session.next_sequence
         session.next_sequence += len(checked)
         outcomes = await self._outcomes(
             session,
-            lambda outcomes, call: session.write(
-                checked, views, tuple(keys), sequence, outcomes, call
-            ),
+            partial(session.write, checked, views, tuple(keys), sequence),
             checked,
             Role.WRITE,
         )
@@ -428,6 +419,16 @@ class DiskTier:
             else tier_error(error, self._name, f"{what} {slot}", payload=payload)
             for slot, error in zip(slots, outcomes, strict=True)
         ]
+
+    def _check_content(self, views: Sequence[memoryview], keys: Sequence[bytes]) -> None:
+        longest = max(map(len, views), default=0)
+        if longest > self._block_bytes:
+            raise ConfigError(
+                f"a payload has at most block_bytes={self._block_bytes} bytes, not {longest}"
+            )
+        for key in keys:
+            if type(key) is not bytes or len(key) > MAX_KEY_BYTES:
+                raise ConfigError(f"a key is at most {MAX_KEY_BYTES} bytes, not {key!r}")
 
     def _check_slots(self, slots: Sequence[int], *columns: Sequence[object]) -> list[int]:
         checked = [operator.index(slot) for slot in slots]
