@@ -8,7 +8,7 @@ import re
 import uuid
 from collections.abc import AsyncIterator, Callable, Iterator, Sequence
 from functools import partial
-from typing import TypeAlias, TypeVar
+from typing import TypeVar
 
 from ..aligned import ALIGNMENT
 from ..checks import check_count
@@ -29,6 +29,7 @@ from .mooncake_library import (
     StoreError,
     meaning_of,
 )
+from .outcomes import Outcome, delete_corrupt, misfits
 from .protocol import RemoteOutcome
 from .staged import VALUE_ALIGNMENT, Got, Values, place_bytes, sizes_of
 
@@ -39,7 +40,6 @@ SHARED_POOLS = 4
 PART_BLOCKS = 256
 """Most blocks of a call of the library's: of some thousands at once to one node, it fails some."""
 
-Outcome: TypeAlias = RemoteOutcome | TierError
 T = TypeVar("T")
 
 
@@ -152,14 +152,7 @@ class MooncakeTier:
             TierUnavailableError: The store does not answer.
         """
         outcomes = await self._move(keys, into, Values.get, self._outcome)
-        bad = [
-            key
-            for key, outcome in zip(keys, outcomes, strict=True)
-            if isinstance(outcome, CorruptBlockError)
-        ]
-        if bad:
-            with contextlib.suppress(TierError):  # whoever reads them next finds the same
-                await self.delete(bad)
+        await delete_corrupt(keys, outcomes, self.delete)
         return outcomes
 
     async def put(self, keys: Sequence[bytes], payloads: Sequence[memoryview]) -> list[Outcome]:
@@ -170,12 +163,7 @@ class MooncakeTier:
         """
         found = await self._sizes(keys)
         sizes = [payload.nbytes for payload in payloads]
-        # What has our name and another size is no block of ours.
-        wrong = [
-            key
-            for key, there, size in zip(keys, found, sizes, strict=True)
-            if there not in (None, size)
-        ]
+        wrong = misfits(keys, found, sizes)
         if wrong:
             await self.delete(wrong)
         new = [n for n, (there, size) in enumerate(zip(found, sizes, strict=True)) if there != size]

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import contextlib
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
@@ -27,8 +26,8 @@ from .envelope import (
 )
 from .object_client import ObjectClient, Options, RequestError, check_url
 from .object_names import ObjectNames
+from .outcomes import Outcome, delete_corrupt, misfits
 from .protocol import RemoteOutcome
-from .routing import Outcome
 from .send_buffers import SendBuffers
 
 CHECK_THREADS = 2
@@ -177,14 +176,7 @@ class ObjectStoreTier:
                     outcomes[number] = self._corrupt(wrong, key)
 
         await _in_lanes(range(len(keys)), self._pool, read)
-        bad = [
-            key
-            for key, outcome in zip(keys, outcomes, strict=True)
-            if isinstance(outcome, CorruptBlockError)
-        ]
-        if bad:
-            with contextlib.suppress(TierError):  # whoever reads them next finds the same
-                await self._delete(bad)
+        await delete_corrupt(keys, outcomes, self._delete)
         return outcomes
 
     async def put(self, keys: Sequence[bytes], payloads: Sequence[memoryview]) -> list[Outcome]:
@@ -201,12 +193,7 @@ class ObjectStoreTier:
         opened, client = await self._ready()
         found = await self._sizes(keys)
         sizes = [payload.nbytes for payload in payloads]
-        # What has our name and another size is no block of ours.
-        wrong = [
-            key
-            for key, there, size in zip(keys, found, sizes, strict=True)
-            if there not in (None, size)
-        ]
+        wrong = misfits(keys, found, sizes)
         if wrong:
             await self._delete(wrong)
         outcomes: list[Outcome] = [RemoteOutcome.PRESENT] * len(keys)

@@ -8,9 +8,8 @@ from typing import TypeAlias
 
 import anyio
 
-from ..errors import TierError
 from .nodes import Node, Nodes
-from .protocol import RemoteOutcome
+from .outcomes import Outcome
 from .resp import LostConnectionError, Reply, ReplyError
 
 _REFUSALS = ("OOM", "READONLY", "MISCONF", "NOPERM", "NOREPLICAS", "NOGOODREPLICAS")
@@ -20,7 +19,6 @@ _REDIRECTIONS = ("MOVED", "ASK")
 Work: TypeAlias = Callable[[Node, Sequence[int], bool], Awaitable[None]]
 """Does something for the keys with these numbers at a node; the last says whether to ask it for
 keys that are only on their way to it."""
-Outcome: TypeAlias = RemoteOutcome | TierError
 
 
 @dataclass(frozen=True, slots=True)

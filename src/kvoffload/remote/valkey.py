@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import ssl
 from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -27,9 +26,10 @@ from .envelope import (
     trailer_of,
 )
 from .nodes import Node, Nodes
+from .outcomes import Outcome, delete_corrupt, misfits
 from .protocol import RemoteOutcome
 from .resp import LostConnectionError, Reply, ReplyError, Value, command
-from .routing import Answer, Outcome, Told, Work, all_of, is_down, redirection, route
+from .routing import Answer, Told, Work, all_of, is_down, redirection, route
 from .url import parse_url
 
 CHECK_THREADS = 2
@@ -202,14 +202,7 @@ class ValkeyTier:
                 )
 
         await self._route(names, outcomes, read)
-        bad = [
-            key
-            for key, outcome in zip(keys, outcomes, strict=True)
-            if isinstance(outcome, CorruptBlockError)
-        ]
-        if bad:
-            with contextlib.suppress(TierError):  # whoever reads them next finds the same
-                await self.delete(bad)
+        await delete_corrupt(keys, outcomes, self.delete)
         return [self._told(outcome) for outcome in outcomes]
 
     async def put(self, keys: Sequence[bytes], payloads: Sequence[memoryview]) -> list[Outcome]:
@@ -225,12 +218,7 @@ class ValkeyTier:
             RemoteOutcome.PRESENT if there == size else None
             for there, size in zip(found, sizes, strict=True)
         ]
-        # What has our name and another size is no block of ours.
-        wrong = [
-            key
-            for key, there, size in zip(keys, found, sizes, strict=True)
-            if there not in (None, size)
-        ]
+        wrong = misfits(keys, found, sizes)
         if wrong:
             await self.delete(wrong)
         end = b"".join(b"\r\n$%d\r\n%b" % (len(word), word) for word in (b"NX", *self._expiry))
