@@ -285,7 +285,8 @@ class Contract:
 
         Pinned and pending blocks stay. A block on its way between tiers is waited for. Once this
         returned, what left does not come back after a crash of the process; after a power loss,
-        once `flush` returned too.
+        once `flush` returned too. Many leave a slice at a time, and other tasks run in between.
+        Cancelled, it goes on.
 
         Raises:
             ConfigError: Neither or both are given, or `num_blocks` is negative.
@@ -327,7 +328,7 @@ class Contract:
         return [entry.block_hash for entry in await core.removal.forget(keys)]
 
     async def clear(self) -> None:
-        """Evict everything that is not pinned or pending, for good.
+        """Evict everything that is not pinned or pending, for good; cancelled, it goes on.
 
         Raises:
             TierError: A tier could not erase some; they left, but may come back after a restart.
