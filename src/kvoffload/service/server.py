@@ -35,6 +35,10 @@ KEEP_ALIVE_S = 65
 """Seconds that an idle connection is kept: longer than clients do, so that none is closed just when
 a client uses it again."""
 
+YOUNG_OBJECTS = 10_000
+"""New objects that the garbage collector looks through at a time: its own 700 are there again with
+every other request, and each look holds the event loop for a millisecond."""
+
 log = logging.getLogger("kvoffload")
 _uvicorn_log = logging.getLogger("uvicorn")
 
@@ -128,9 +132,11 @@ class _Serving:
         return 0
 
     def _on_ready(self) -> None:
-        # What is there by now is not looked through again and again by full collections.
+        # What is there by now is not looked through again and again by full collections; nor are
+        # the objects of calls under way each time that there are a few hundred more of them.
         gc.collect()
         gc.freeze()
+        gc.set_threshold(YOUNG_OBJECTS, *gc.get_threshold()[1:])
         if self._settings.log_level != "debug":
             _uvicorn_log.setLevel("WARNING")
         log.info("listening on %s; %s", self._listener.url, _describe(self._settings))
