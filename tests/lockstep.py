@@ -20,7 +20,8 @@ from typing import TypeVar, TypeVarTuple
 
 import pytest
 
-from kvoffload.storage.threads import Call, Helper, Threads
+from kvoffload.storage.calls import Call, Helper
+from kvoffload.storage.threads import Threads
 from kvoffload.testing import FileHang
 
 T = TypeVar("T")
@@ -93,7 +94,8 @@ class Lockstep:
         watched = SimpleNamespace(Lock=WatchedLock, local=threading.local)
         self._patch.setattr("kvoffload.storage.slabs.threading", watched)
         self._patch.setattr("kvoffload.storage.space.threading", watched)
-        self._patch.setattr("kvoffload.storage.threads.monotonic", self.clock)
+        for module in ("calls", "threads"):
+            self._patch.setattr(f"kvoffload.storage.{module}.monotonic", self.clock)
         self._patch.setattr("kvoffload.storage.threads.Helper", WatchedHelper)
         self._patch.setattr("kvoffload.storage.session.Threads", WatchedThreads)
         self._patch.setattr("kvoffload.testing.faulty_files.FileHang", WatchedHang)

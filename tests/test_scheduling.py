@@ -13,7 +13,8 @@ from typing import TypeVar
 import pytest
 
 from kvoffload.scheduling import SLICE_S, step_aside
-from kvoffload.storage.threads import Call, Threads
+from kvoffload.storage.calls import Call
+from kvoffload.storage.threads import Threads
 
 _T = TypeVar("_T")
 

@@ -11,7 +11,8 @@ from pathlib import Path
 import pytest
 
 from kvoffload import AsyncLRUManager, DiskTier, MemoryTier, TierError, TierUnavailableError
-from kvoffload.storage.threads import Call, Threads
+from kvoffload.storage.calls import Call
+from kvoffload.storage.threads import Threads
 from kvoffload.testing import eventually, payload_for
 
 NAME = "scarce"  # no other test's tier has it, whose threads may be idle still

@@ -7,7 +7,8 @@ import threading
 
 import pytest
 
-from kvoffload.storage.threads import Call, Threads
+from kvoffload.storage.calls import Call
+from kvoffload.storage.threads import Threads
 
 
 async def came_back(call: Call) -> None:

@@ -22,10 +22,11 @@ from ..types import StoredBlock
 from . import format as fmt
 from .blocks import Blocks
 from .breaker import Breaker
+from .calls import Call, Watch
 from .os_errors import is_full
 from .recovery import RecoveryReport, Store, recover
 from .space import Space
-from .threads import Call, Threads
+from .threads import Threads
 
 _T = TypeVar("_T")
 
@@ -392,46 +393,3 @@ def _collide(role: Role, drifting: Role, *, stuck: bool) -> bool:
         # A second read would get stuck too; an erasure leaves the payload alone.
         return role is Role.WRITE or (role is Role.READ and stuck)
     return True
-
-
-class Watch:
-    """Gives calls up in which a file operation takes too long; for the event loop.
-
-    One timer for all: most calls are over long before it is their turn.
-    """
-
-    def __init__(self, limit_s: float | None, told: Callable[[], None]) -> None:
-        """Take the limit, `None` for none, and who is told when a call was given up."""
-        self._limit_s = limit_s
-        self._told = told
-        self._calls: set[Call] = set()
-        self._handle: asyncio.TimerHandle | None = None
-
-    def add(self, call: Call) -> None:
-        """Watch a call."""
-        if self._limit_s is not None:
-            self._calls.add(call)
-            if self._handle is None:
-                self._look_in(self._limit_s)
-
-    def discard(self, call: Call) -> None:
-        """Watch it no more."""
-        self._calls.discard(call)
-        if not self._calls and self._handle is not None:
-            self._handle.cancel()
-            self._handle = None
-
-    def _look_in(self, seconds: float) -> None:
-        self._handle = asyncio.get_running_loop().call_later(seconds, self._look)
-
-    def _look(self) -> None:
-        self._handle = None
-        limit_s = self._limit_s
-        assert limit_s is not None
-        what = f"the disk did not answer within io_timeout_s={limit_s:g} s"
-        for call in [call for call in self._calls if call.age() >= limit_s]:
-            self._calls.discard(call)
-            if call.give_up(TimeoutError(errno.ETIMEDOUT, what)):
-                self._told()
-        if self._calls:
-            self._look_in(max(0.0, limit_s - max(call.age() for call in self._calls)))

@@ -24,12 +24,12 @@ from ..errors import (
 )
 from ..keys import MAX_KEY_BYTES
 from ..storage.breaker import Breaker
+from ..storage.calls import Call, WatchedFiles
 from ..storage.cipher import MAX_PAYLOAD_BYTES, Cipher
 from ..storage.files import FileLayer
 from ..storage.os_errors import tier_error
 from ..storage.recovery import RecoveryReport, Store
 from ..storage.session import Limits, Role, Session
-from ..storage.threads import Call, WatchedFiles
 from ..types import ByteArray, Medium, StoredBlock, TierState
 from .geometry import check_geometry
 
