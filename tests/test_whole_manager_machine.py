@@ -673,7 +673,7 @@ class WholeManager(RuleBasedStateMachine):
         assert not two_phase._lent
         assert not two_phase._staged
         assert not core.loading._flights
-        assert not core.storing.moving
+        assert not core.moves.under_way
         for entry in core.index.ready.values():
             assert (entry.pin_count, entry.shown, entry.move) == (0, 0, None)
         self.check_records()

@@ -20,6 +20,7 @@ from .metrics import ManagerStats, new_counters
 from .movement.ahead import WorkingAhead
 from .movement.durability import Durability
 from .movement.loading import Loading
+from .movement.moves import Moves
 from .movement.remote.part import Remote
 from .movement.removal import Removal
 from .movement.storing import Stored, Storing
@@ -88,6 +89,7 @@ class Core:
         # Made when the manager is opened, for they run its tasks and threads.
         self.transfer: Transfer
         self.jobs: Jobs
+        self.moves: Moves
         self.storing: Storing
         self.loading: Loading
         self.durability: Durability
@@ -107,15 +109,21 @@ class Core:
         """
         self.jobs = await self.lifecycle.open()
         self.transfer = Transfer(self.index, self._staging, self.namespace)
+        self.moves = Moves(self.index, self.room, self.transfer)
         self.storing = Storing(
-            self.index, self.room, self.transfer, self.jobs, may_wait=self.options.may_wait
+            self.index,
+            self.room,
+            self.transfer,
+            self.moves,
+            self.jobs,
+            may_wait=self.options.may_wait,
         )
         self.durability = Durability(self.index, self.room, self.transfer, self.jobs)
         self.loading = Loading(
             self.index,
             self.room,
             self.transfer,
-            self.storing,
+            self.moves,
             self.jobs,
             promote_threshold=self.options.promote_threshold,
         )
@@ -149,7 +157,7 @@ class Core:
         if self.remote is not None:
             self.lifecycle.start(*self.remote.tasks)
         if any(level.low for level in self.index.levels):
-            ahead = WorkingAhead(self.index, self.room, self.storing, self.jobs)
+            ahead = WorkingAhead(self.index, self.room, self.moves, self.jobs)
             self.lifecycle.start(ahead.run)
         for prefetcher in self.prefetchers:
             self.loading.on_demand.append(prefetcher.note_wanted)
@@ -322,7 +330,7 @@ class Core:
         hottest = self.index.levels[0]
         named.hold()
         if self.room.most(len(keys), namespace_of(keys)) < len(keys) and not (
-            self.storing.moving and len(keys) <= hottest.slots.capacity
+            self.moves.under_way and len(keys) <= hottest.slots.capacity
         ):
             return None
         buffers: list[int] | None = None

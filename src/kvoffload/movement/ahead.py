@@ -9,7 +9,7 @@ from ..index import Index
 from ..jobs import Jobs
 from ..room import Room
 from ..types import Key
-from .storing import Storing
+from .moves import Moves
 
 ROUND_BYTES = 32 * 1024 * 1024
 """Most bytes moved at a time: so few are pinned for it, and a close waits for."""
@@ -29,10 +29,10 @@ class WorkingAhead:
     is below already, stays; so does what the tiers below would not take.
     """
 
-    def __init__(self, index: Index, room: Room, storing: Storing, jobs: Jobs) -> None:
+    def __init__(self, index: Index, room: Room, moves: Moves, jobs: Jobs) -> None:
         self._index = index
         self._room = room
-        self._storing = storing
+        self._moves = moves
         self._jobs = jobs
         self._failed = False
 
@@ -65,7 +65,7 @@ class WorkingAhead:
             evicted: list[Key] = []
             grants: list[Grant] = self._room.work_ahead(level.number, most, moves, evicted)
             if moves:
-                await self._storing.run_moves(moves, evicted)
+                await self._moves.run(moves, evicted)
                 self._room.release(level.number, grants)
                 done = any(move.done for move in moves)
                 moved = moved or done

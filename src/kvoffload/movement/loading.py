@@ -27,7 +27,7 @@ from ..room import Room
 from ..shares import Whom, whom_of
 from ..types import BlockState, ByteArray, Key
 from ..views import Place, Staging
-from .storing import Storing
+from .moves import Moves
 from .transfer import Transfer
 
 _LEVEL = attrgetter("level")
@@ -79,7 +79,7 @@ class Loading:
         index: Index,
         room: Room,
         transfer: Transfer,
-        storing: Storing,
+        moves: Moves,
         jobs: Jobs,
         *,
         promote_threshold: int | None,
@@ -87,7 +87,7 @@ class Loading:
         self._index = index
         self._room = room
         self._transfer = transfer
-        self._storing = storing
+        self._moves = moves
         self._jobs = jobs
         self._promote_threshold = promote_threshold
         self._flights: dict[Key, Flight] = {}
@@ -424,7 +424,7 @@ class Loading:
         """Get slots of the hottest tier for blocks on their way up, as far as there are any."""
         moves: list[Move] = []
         grants = self._room.make_room(0, count, moves, [], whom=whom)
-        await self._storing.run_moves(moves, [])
+        await self._moves.run(moves, [])
         return [grant for grant in grants if grant.usable]
 
     async def _read_all(self, flights: Sequence[Flight]) -> None:

@@ -18,6 +18,7 @@ from ..room import Room
 from ..shares import namespace_of
 from ..sharing import Sharing
 from ..types import ByteArray, Key, RejectReason, TierState
+from .moves import Moves
 from .transfer import Transfer, lacks_space
 
 WAIT_S = 30.0
@@ -62,18 +63,25 @@ class Plan:
 
 
 class Storing:
-    """Stores new blocks; the moves of all movement run through here."""
+    """Stores new blocks."""
 
     def __init__(
-        self, index: Index, room: Room, transfer: Transfer, jobs: Jobs, *, may_wait: bool = True
+        self,
+        index: Index,
+        room: Room,
+        transfer: Transfer,
+        moves: Moves,
+        jobs: Jobs,
+        *,
+        may_wait: bool = True,
     ) -> None:
         """Take the parts, and whether a store may wait for a lower tier."""
         self._may_wait = may_wait
+        self._moves = moves
         self._index = index
         self._room = room
         self._transfer = transfer
         self._jobs = jobs
-        self._moving = 0
 
     async def store(
         self, keys: Sequence[Key], payloads: Sequence[ByteArray], named: Named
@@ -193,68 +201,7 @@ class Storing:
             entry.pin_count = 1  # nobody else completes them
         return True
 
-    @property
-    def moving(self) -> int:
-        """Blocks on their way down."""
-        return self._moving
-
-    async def run_moves(
-        self, moves: Sequence[Move], evicted: list[Key], named: Named | None = None
-    ) -> None:
-        """Carry out moves, a batch for each pair of tiers, in the order that they wait for.
-
-        The keys of blocks that could not be moved, and are lost, are appended to `evicted`. Those
-        that the call has `named` are nobody's victims.
-        """
-        waiting = moves
-        self._moving += len(moves)
-        try:
-            while waiting:
-                batch, waiting = _next_batch(waiting)
-                written = await self._move_possible(batch, evicted, named)
-                for move in batch:
-                    self._moving -= 1
-                    if self._room.finish_move(move, move in written):
-                        evicted.append(move.entry.key)
-        finally:
-            # A hard close: nothing more will be written.
-            for move in moves:
-                if move.done is None:
-                    self._moving -= 1
-                    self._room.finish_move(move, written=False)
-
     # Inside
-
-    async def _move_possible(
-        self, moves: Sequence[Move], evicted: list[Key], named: Named | None
-    ) -> set[Move]:
-        """Carry out moves between two tiers, but those whose slot is not empty; return them.
-
-        Where the lower tier turns out to be full, what it has gives way.
-        """
-        index = self._index
-        moves = [move for move in moves if move.after is None or move.after.done]
-        if not moves:
-            return set()
-        outcomes = await self._transfer.move(moves)
-        written = {move for move, done in zip(moves, outcomes, strict=True) if done}
-        number = moves[0].target_level
-        level = index.levels[number]
-        failed = [move for move in moves if move not in written]
-        self._room.look()
-        if not failed or level.state is not TierState.FULL or moves[0].is_ahead:
-            return written
-        if named is not None:
-            named.hold()  # what became ready while the disk was busy
-        slots = self._room.take_now(number, len(failed), evicted, whom=moves[0].whom)
-        again = failed[len(failed) - len(slots) :]  # the hottest
-        for move, slot in zip(again, slots, strict=True):
-            level.slots.give_back([move.target_slot])
-            move.target_slot = slot
-        if again:
-            outcomes = await self._transfer.move(again)
-            written.update(move for move, done in zip(again, outcomes, strict=True) if done)
-        return written
 
     def _plan(self, entries: Sequence[BlockEntry], evicted: list[Key], named: Named) -> Plan:
         plan = Plan()
@@ -319,7 +266,7 @@ class Storing:
         fitting = sharing.fitting(namespace, sizes)
         if fitting < len(chain):
             reason = RejectReason.QUOTA
-            if self._moving and sharing.may_fit_soon(namespace):
+            if self._moves.under_way and sharing.may_fit_soon(namespace):
                 reason = self._reason(RejectReason.PINNED)
             plan.unplaced += [(entry, reason) for entry in chain[fitting:]]
             over = set(chain[fitting:])
@@ -351,7 +298,7 @@ class Storing:
 
     def _waits_for_room(self, plan: Plan) -> bool:
         """Tell whether there may be room soon for blocks that found none: others are moving."""
-        return bool(self._moving and self._may_wait) and any(
+        return bool(self._moves.under_way and self._may_wait) and any(
             reason is RejectReason.PINNED for _, reason in plan.unplaced
         )
 
@@ -361,7 +308,7 @@ class Storing:
 
     def _reason(self, reason: RejectReason) -> RejectReason:
         """Return why a block has no place: room may be on its way, and not to be waited for."""
-        on_its_way = reason is RejectReason.PINNED and self._moving and not self._may_wait
+        on_its_way = reason is RejectReason.PINNED and self._moves.under_way and not self._may_wait
         return RejectReason.THROTTLED if on_its_way else reason
 
     def _is_instant(self, plan: Plan) -> bool:
@@ -451,7 +398,7 @@ class Storing:
 
     async def _wait_for_moves(self, moves: Sequence[Move], outcome: Stored, named: Named) -> None:
         began = monotonic()
-        await self.run_moves(moves, outcome.evicted, named)
+        await self._moves.run(moves, outcome.evicted, named)
         if not all(map(self._is_near, [move.target_level for move in moves])):
             outcome.waited_s += monotonic() - began
 
@@ -527,7 +474,7 @@ class Storing:
                 if self._room.most(len(todo), whom) < len(todo) or not fits:
                     soon = sharing is None or fits or sharing.may_fit_soon(whom)
                     soon = soon and monotonic() < deadline
-                    if not (self._moving and self._may_wait and soon):
+                    if not (self._moves.under_way and self._may_wait and soon):
                         index.short.fire()
                         return False
                     await index.changed.wait()
@@ -541,7 +488,7 @@ class Storing:
                 grants = self._room.make_room(
                     0, len(todo), moves, outcome.evicted, may_wait=self._may_wait, whom=whom
                 )
-                await self.run_moves(moves, outcome.evicted, named)
+                await self._moves.run(moves, outcome.evicted, named)
                 if len(grants) < len(todo):
                     self._room.release(0, grants)
                     return False
@@ -577,15 +524,3 @@ class Storing:
             outcome.rejected |= {entry.key: reason for entry, reason in unplaced}
             self._index.abort([entry for entry, _ in unplaced])
             self._index.count("rejected", [entry.key for entry, _ in unplaced])
-
-
-def _next_batch(moves: Sequence[Move]) -> tuple[list[Move], list[Move]]:
-    """Return the moves that can be made now between the tiers of the first, and the others."""
-    batch: list[Move] = []
-    rest: list[Move] = []
-    ends = moves[0].source_level, moves[0].target_level
-    for move in moves:
-        is_free = move.after is None or move.after.done is not None
-        fits = is_free and (move.source_level, move.target_level) == ends
-        (batch if fits else rest).append(move)
-    return batch, rest
