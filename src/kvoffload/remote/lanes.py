@@ -195,13 +195,16 @@ class Lanes(Generic[R]):
         waiting: asyncio.Future[Lane[R]] = self._loop.create_future()
         self._waiting.append(waiting)
         try:
-            return await waiting
+            lane = await waiting
         except BaseException:
             if waiting in self._waiting:
                 self._waiting.remove(waiting)
             elif waiting.done() and not waiting.cancelled() and waiting.exception() is None:
                 self._free(waiting.result())
             raise
+        if self._is_retired:  # since it was given the thread, which ends
+            raise self._closed()
+        return lane
 
     def _stuck_s(self, call: Call | None) -> float:
         """Return for how long a call goes on that is given up."""
