@@ -284,6 +284,10 @@ class MooncakeTier:
         if self._connecting is None:
             # Where nobody listens, the library would try again and again, for minutes.
             hostname = await self._reach()
+            if not self._is_open:
+                raise self._closed()
+            if self._client is not None:  # another was faster
+                return self._client
         connecting = self._connecting
         if connecting is None:
             connecting = self._connecting = self._connect(hostname)
