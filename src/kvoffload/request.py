@@ -243,7 +243,7 @@ class RequestScope:
 
     def lend_pins(self, lease: LeaseScope, entries: list[BlockEntry]) -> bool:
         """Let a lease rely on the pins of the request; see `PinHolder`."""
-        if self._is_far:
+        if self._is_far and not self._ended:
             # Those that were fetched just now stay pinned until the end, as the others do.
             self._core.index.pin(entries)
             self._pinned[:0] = entries

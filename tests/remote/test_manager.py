@@ -118,6 +118,27 @@ async def test_a_request_pins_what_it_fetched_and_stores_the_rest() -> None:
         await settled(kv)
 
 
+async def test_a_request_that_is_left_while_its_load_fetches() -> None:
+    """The lease holds the pins, not the request, which was there no more to take them back."""
+    hashes = chain("block", 3)
+    remote = DictRemoteTier(store=engine_with(hashes))
+    async with manager_of(remote) as kv, anyio.create_task_group() as tasks:
+        request = kv.request(hashes)
+
+        async def load() -> None:
+            async with request.load() as lease:
+                assert list(lease) == payloads(hashes)
+                await kv.evict(hashes)  # pinned
+
+        with remote.hang("get") as hang:
+            async with request:
+                tasks.start_soon(load)
+                await hang.entered.wait()
+        await eventually(lambda: kv.get_stats().tiers["hot"].blocks == 3)
+        await settled(kv)
+        assert len(await kv.evict(hashes)) == 3
+
+
 async def test_a_gap_that_only_the_engine_has() -> None:
     """Tail first is the order of eviction, but nobody promises it."""
     hashes = chain("block", 5)
@@ -444,6 +465,35 @@ async def test_close_with_a_hung_engine() -> None:
 
 
 # Writes behind
+
+
+async def test_flush_while_the_engine_goes_down(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A lookup finds it dead between a flush's start of a batch and the batch: none is waited for.
+
+    Nothing changes here then, and the flush waited for a change.
+    """
+    remote = DictRemoteTier()
+    async with manager_of(remote) as kv, anyio.create_task_group() as tasks:
+        part = kv._core.remote
+        assert part is not None
+        send_batch = part._sending._send_batch
+
+        async def send_batch_too_late() -> bool:
+            remote.is_dead = True
+            part._engine.set_state(TierState.UNAVAILABLE, "a lookup got no answer")
+            return await send_batch()
+
+        with remote.hang("put") as hang:
+            await kv.store(["a"], payloads(["a"]))
+            await hang.entered.wait()
+            await kv.store(["b"], payloads(["b"]))
+            tasks.start_soon(kv.flush)
+            await eventually(lambda: bool(kv._core.index.changed._waiters))
+            monkeypatch.setattr(part._sending, "_send_batch", send_batch_too_late)
+        with anyio.fail_after(5):
+            await kv.flush()
+        monkeypatch.undo()
+        remote.heal()
 
 
 async def test_the_queue_is_bounded_and_counts() -> None:

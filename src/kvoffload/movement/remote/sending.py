@@ -102,7 +102,9 @@ class Sending:
                 return
             if not self._sending:
                 sent = await self._jobs.start(lambda _: self._send_batch()).result()
-            if not sent and (self._queue or self._sending) and self._index.changed.times == changes:
+            if sent or self._engine.is_down:  # it may be down since the job was started
+                continue
+            if (self._queue or self._sending) and self._index.changed.times == changes:
                 await self._index.changed.wait()  # for what is being sent, or is moving
 
     # Inside
