@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+import asyncio
+from collections.abc import AsyncIterator, Callable, Sequence
 from typing import Any
 
 import anyio
@@ -19,13 +20,22 @@ from kvoffload import (
     LoadTimeoutError,
     MemoryTier,
     RemoteTier,
+    Request,
     Retention,
     TierError,
     TierState,
     TierUnavailableError,
 )
 from kvoffload.keys import encode_key
-from kvoffload.testing import DictRemoteTier, FaultyTier, ManualClock, eventually, payload_for
+from kvoffload.slicing import SLICE_BLOCKS
+from kvoffload.testing import (
+    DictRemoteTier,
+    FaultyTier,
+    ManualClock,
+    RestartableTier,
+    eventually,
+    payload_for,
+)
 
 SIZE = 64
 SERVING = TierState.SERVING
@@ -123,16 +133,15 @@ async def test_a_request_that_is_left_while_its_load_fetches() -> None:
     hashes = chain("block", 3)
     remote = DictRemoteTier(store=engine_with(hashes))
     async with manager_of(remote) as kv, anyio.create_task_group() as tasks:
-        request = kv.request(hashes)
 
-        async def load() -> None:
+        async def load(request: Request) -> None:
             async with request.load() as lease:
                 assert list(lease) == payloads(hashes)
-                await kv.evict(hashes)  # pinned
+                assert not await kv.evict(hashes)  # pinned
 
         with remote.hang("get") as hang:
-            async with request:
-                tasks.start_soon(load)
+            async with kv.request(hashes) as request:
+                tasks.start_soon(load, request)
                 await hang.entered.wait()
         await eventually(lambda: kv.get_stats().tiers["hot"].blocks == 3)
         await settled(kv)
@@ -598,6 +607,62 @@ async def test_evict_says_that_the_engine_was_not_reached() -> None:
         with pytest.raises(TierUnavailableError):
             await kv.evict(["b"])
         assert kv.get_stats().tiers["hot"].blocks == 0
+
+
+async def test_a_disk_that_erases_nothing_keeps_nothing_on_the_engine() -> None:
+    """Which would have shown at once what the caller wanted gone, again and again."""
+    engine: dict[bytes, bytes] = {}
+    hashes, others = chain("block", 4), chain("other", 2)
+    cold = FaultyTier(RestartableTier(16, SIZE, name="cold"))
+    async with manager_of(DictRemoteTier(store=engine), cold=cold) as kv:
+        await kv.store(hashes, payloads(hashes))
+        await kv.store(others, payloads(others))
+        await kv.flush()
+        cold.fail("erase", times=None)
+        for remove, left in (
+            (lambda: kv.evict(hashes[:2]), 4),
+            (lambda: kv.forget(hashes), 2),
+            (kv.clear, 0),
+        ):
+            with pytest.raises(TierError):
+                await remove()
+            assert len(engine) == left
+        assert await kv.lookup(hashes) == await kv.lookup(others) == 0
+        cold.heal()
+
+
+async def test_an_engine_that_deletes_nothing_serves_all_the_same() -> None:
+    """As a bucket that its users may write to, but not delete from; each eviction stopped it."""
+
+    class NothingLeaves(DictRemoteTier):
+        async def delete(self, keys: Sequence[bytes]) -> list[bool]:
+            raise TierError("the engine refused: AccessDenied", tier=self.name)
+
+        async def clear(self, namespace: str) -> AsyncIterator[int]:
+            await self.delete([])
+            yield 0
+
+    async with manager_of(NothingLeaves(store=engine_with(["b"]))) as kv:
+        await kv.store(["a", "c"], payloads(["a", "c"]))
+        for remove in (lambda: kv.evict(["a"]), lambda: kv.forget(["c"]), kv.clear):
+            with pytest.raises(TierError, match=r"^the engine refused: AccessDenied"):
+                await remove()
+        assert kv.get_stats().tiers["remote"].state is SERVING
+        assert await kv.lookup(["b"]) == 1
+
+
+async def test_a_clear_that_is_cancelled_reaches_it_nevertheless() -> None:
+    engine: dict[bytes, bytes] = {}
+    hashes = chain("block", 2 * SLICE_BLOCKS)
+    async with manager_of(DictRemoteTier(store=engine), hot_blocks=len(hashes)) as kv:
+        await kv.store(hashes, payloads(hashes))
+        await kv.flush()
+        assert len(engine) == len(hashes)
+        clearing = asyncio.create_task(kv.clear())
+        await eventually(lambda: kv.get_stats().tiers["hot"].blocks < len(hashes))
+        clearing.cancel()
+        await eventually(lambda: not engine)
+        assert await kv.lookup(hashes) == 0
 
 
 async def test_clear_drops_the_managers_namespaces_and_no_others() -> None:

@@ -335,9 +335,11 @@ class Contract:
         """
         core = self._core
         core.check()
-        await core.removal.clear(self._namespace, everywhere=self._sees_all)
-        if core.remote is not None:
-            await core.remote.clear(core.namespaces() if self._sees_all else [self._name_of_keys])
+        await core.removal.clear(
+            self._namespace,
+            everywhere=self._sees_all,
+            names=core.namespaces() if self._sees_all else [self._name_of_keys],
+        )
 
     async def flush(self) -> FlushResult:
         """Copy what lies only in memory to the persistent tier and make it durable; evict nothing.

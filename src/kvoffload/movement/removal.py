@@ -59,13 +59,21 @@ class Removal:
             lambda _: self._evict_coldest(count, namespace, everywhere=everywhere)
         ).result()
 
-    async def clear(self, namespace: str | None, *, everywhere: bool) -> None:
-        """Remove all blocks of one namespace, or of all, from the tiers of this machine.
+    async def clear(self, namespace: str | None, *, everywhere: bool, names: Sequence[str]) -> None:
+        """Remove all blocks of one namespace, or of all; of those with these names there too.
 
         Raises:
             TierError: As `evict`.
         """
-        await self._jobs.start(lambda _: self._clear(namespace, everywhere=everywhere)).result()
+
+        async def clear() -> None:
+            try:
+                await self._clear(namespace, everywhere=everywhere)
+            finally:  # whatever this machine's disk says
+                if self._remote is not None:
+                    await self._remote.clear(names)
+
+        await self._jobs.start(lambda _: clear()).result()
 
     async def forget(self, keys: Sequence[Key]) -> list[BlockEntry]:
         """Remove the end of a chain that no other shares; return what left.
@@ -89,12 +97,13 @@ class Removal:
     # Inside
 
     async def _evict(self, keys: Sequence[Key]) -> list[Key]:
-        gone = await self._drop(self._entries_of(keys))
-        await self._durability.erase(keys)
-        left = [entry.key for entry in gone]
-        if self._remote is not None:
-            here = {*left}
-            left += [key for key in await self._remote.delete(keys) if key not in here]
+        left = [entry.key for entry in await self._drop(self._entries_of(keys))]
+        here = {*left}
+        try:
+            await self._durability.erase(keys)
+        finally:  # whatever this machine's disk says
+            if self._remote is not None:
+                left += [key for key in await self._remote.delete(keys) if key not in here]
         return left
 
     async def _evict_coldest(
@@ -166,10 +175,12 @@ class Removal:
         """Remove blocks for good that are not used meanwhile."""
         await self._wait_for_moves(uses)
         left = self._drop_now(entry for entry, count in uses.items() if entry.access_count == count)
-        await self._durability.erase([entry.key for entry in uses])
-        if self._remote is not None:
-            ready = self._index.ready
-            await self._remote.delete([each.key for each in uses if each.key not in ready])
+        try:
+            await self._durability.erase([entry.key for entry in uses])
+        finally:  # whatever this machine's disk says
+            if self._remote is not None:
+                ready = self._index.ready
+                await self._remote.delete([each.key for each in uses if each.key not in ready])
         return left
 
     async def _wait_for_moves(self, entries: Collection[BlockEntry]) -> None:

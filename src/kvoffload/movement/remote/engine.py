@@ -77,12 +77,13 @@ class Engine:
         self.set_state(TierState.UNAVAILABLE, why)
         return why
 
-    async def call(self, work: Callable[[], Awaitable[T]]) -> T:
+    async def call(self, work: Callable[[], Awaitable[T]], *, may_refuse: bool = False) -> T:
         """Do one call.
 
         Raises:
             TierUnavailableError: The engine does not answer, or did not in time
                 (`TierTimeoutError`).
+            TierError: It `may_refuse`, and did; of all else it may do as much as before.
         """
         name = self.tier.name
         if self.is_down:
@@ -96,6 +97,8 @@ class Engine:
         except TimeoutError as exc:
             raise TierTimeoutError(self.took_too_long(), tier=name) from exc
         except Exception as exc:
+            if may_refuse and isinstance(exc, TierError):
+                raise
             # Whatever a tier raises is its failure, and one of the engine as far as is known.
             why = f"remote tier {name!r} failed: {exc!r}"
             self.set_state(TierState.UNAVAILABLE, why)

@@ -133,7 +133,7 @@ class Remote:
         """Delete blocks, but those that are pinned or pending here; return what was there.
 
         Raises:
-            TierError: The engine does not answer; they may be there still.
+            TierError: The engine does not answer, or refuses; they may be there still.
         """
         index = self._index
         kept = index.pinned | index.pending.keys()
@@ -145,7 +145,7 @@ class Remote:
         """Delete all blocks of namespaces, as far as they are of this tier's layout.
 
         Raises:
-            TierError: The engine does not answer; some may be there still.
+            TierError: The engine does not answer, or refuses; some may be there still.
         """
         self._sightings.forget_all()
         await self._jobs.start(lambda _: self._clear(namespaces)).result()
@@ -166,7 +166,7 @@ class Remote:
         for start in range(0, len(keys), DELETE_BLOCKS):
             part = keys[start : start + DELETE_BLOCKS]
             names = [self._name_of(key) for key in part]
-            found = await self._engine.call(partial(self._tier.delete, names))
+            found = await self._engine.call(partial(self._tier.delete, names), may_refuse=True)
             left += [key for key, there in zip(part, found, strict=True) if there]
         self._sightings.forget(keys)
         return left
@@ -174,7 +174,7 @@ class Remote:
     async def _clear(self, namespaces: Sequence[str]) -> None:
         for namespace in namespaces:
             steps = self._tier.clear(namespace)
-            while await self._engine.call(partial(_step, steps)):
+            while await self._engine.call(partial(_step, steps), may_refuse=True):
                 pass
         self._sightings.forget_all()
 
