@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 import anyio
@@ -13,8 +14,10 @@ from kvoffload import (
     BlockHash,
     MemoryTier,
     NamespaceShare,
+    ObjectStoreTier,
     RemoteTier,
     TierState,
+    TierUnavailableError,
     ValkeyTier,
 )
 from kvoffload.keys import encode_key
@@ -76,6 +79,37 @@ async def put(kv: AsyncLRUManager, hashes: Sequence[BlockHash]) -> None:
 async def turn() -> None:
     for _ in range(50):
         await anyio.lowlevel.checkpoint()
+
+
+async def test_a_hint_of_a_chain_that_nobody_stored_hides_no_other(tmp_path: Path) -> None:
+    """An object store says nothing of what comes behind many blocks that it doesn't have.
+
+    It was taken to say that those are not there, for as long as its answers are believed: what was
+    hinted next was not fetched, nor found by a lookup.
+    """
+    url, nobodys, stored = f"file://{tmp_path}/blocks", chain("nobody's", 100), chain("a", 20)
+    async with manager_of(ObjectStoreTier(url)) as kv:
+        await put(kv, stored)
+    async with manager_of(ObjectStoreTier(url), remote_ttl_s=60) as kv:
+        assert kv.hint_prefetch(nobodys) == 100
+        assert kv.hint_prefetch(stored) == 20
+        await all_hot(kv, stored)
+        assert await kv.lookup(nobodys) == 0
+
+
+@pytest.mark.parametrize("sizes", [[], [SIZE] * 3])
+async def test_an_engine_that_finds_too_little_or_too_much(sizes: list[int]) -> None:
+    """It is taken for one that does not answer, and not asked for the same for ever."""
+
+    class Wrong(DictRemoteTier):
+        async def find(self, keys: Sequence[bytes]) -> list[int | None]:
+            return [*sizes]
+
+    async with manager_of(Wrong(), clock=ManualClock()) as kv:
+        with anyio.fail_after(5), pytest.raises(TierUnavailableError, match=r"find\(\)"):
+            async with kv.load(["a", "b"]):
+                pass
+        assert await kv.lookup(["a"]) == 0
 
 
 async def test_hinted_blocks_come_into_the_hot_tier() -> None:

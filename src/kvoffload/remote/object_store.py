@@ -124,7 +124,7 @@ class ObjectStoreTier:
         """Return the payload bytes of each block, `None` where it is not there.
 
         One request for each, 64 at a time. They are taken for a chain: behind 64 in a row of which
-        none is there no more are asked for, and count as absent. So a chain that nobody stored
+        none is there no more are asked for, and the answer ends. So a chain that nobody stored
         costs 64 requests at most, and one that somebody did, all of them at once. A search by
         halves would take fewer, but one after the other; and a listing, at the price of twelve,
         tells of names in order, which those of a chain are not.
@@ -137,7 +137,7 @@ class ObjectStoreTier:
             wave = await self._sizes(keys[len(sizes) : len(sizes) + CONTROL_REQUESTS])
             sizes += [None if size is None or size < 0 else size for size in wave]
             if not any(size is not None for size in wave):
-                sizes += [None] * (len(keys) - len(sizes))
+                break
         return sizes
 
     async def get(self, keys: Sequence[bytes], into: Sequence[memoryview]) -> list[Outcome]:

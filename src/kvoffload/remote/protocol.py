@@ -70,7 +70,11 @@ class RemoteTier(Protocol):
         """
 
     async def find(self, keys: Sequence[bytes]) -> list[int | None]:
-        """Return the payload bytes of each block, `None` where it is not there; one round trip."""
+        """Return the payload bytes of each block, `None` where it is not there; one round trip.
+
+        Where asking for all would be dear and those at the beginning are not there, the answer may
+        be for the first ones alone, one at least: of the rest it says nothing.
+        """
 
     async def get(
         self, keys: Sequence[bytes], into: Sequence[memoryview]

@@ -166,12 +166,18 @@ class Sightings:
         if must and ask.error is not None:
             raise again(ask.error)
 
+    async def _find(self, names: Sequence[bytes]) -> list[int | None]:
+        sizes = await self._engine.tier.find(names)
+        if not 0 < len(sizes) <= len(names):  # or who asks would ask again and again
+            raise ValueError(f"find() said {len(sizes)} sizes of {len(names)} blocks")
+        return sizes
+
     async def _run(self, ask: Ask, keys: Sequence[Key]) -> None:
         most = self._index.levels[0].tier.block_bytes
         names = [self._name_of(key) for key in keys]
         try:
-            sizes = await self._engine.call(lambda: self._engine.tier.find(names))
-            for key, size in zip(keys, sizes, strict=True):
+            sizes = await self._engine.call(lambda: self._find(names))
+            for key, size in zip(keys, sizes, strict=False):
                 found = None if size is None or size > most else size
                 ask.found[key] = found
                 if key not in ask.void:
