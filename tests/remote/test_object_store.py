@@ -626,7 +626,11 @@ async def test_wrong_credentials_are_in_no_message(seaweed: ObjectServer, prefix
 
 async def test_options_that_are_wrong(tmp_path: Path) -> None:
     """Found when it is opened; and the message has no value of any."""
-    for options in ({"secret": "wr0ng"}, {"secret_access_key": "wr0ng", "unsigned_payload": "?"}):
+    for options in (
+        {"secret": "wr0ng"},
+        {"secret_access_key": "wr0ng", "unsigned_payload": "?"},
+        {"unsigned_payload": "wr0ng"},
+    ):
         tier = ObjectStoreTier("s3://bucket", options=options)
         with pytest.raises(ConfigError, match="s3://bucket can't be used") as caught:
             await tier.open()
@@ -639,6 +643,21 @@ async def test_options_that_are_wrong(tmp_path: Path) -> None:
     await tier.close()
 
 
+@pytest.mark.parametrize("name", ["endpoint", "AWS_ENDPOINT_URL"])
+async def test_an_endpoint_that_is_no_url(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """`host:port` is what other clients take; obstore took it, and panicked in the first call."""
+    options = {"region": "us-east-1", "skip_signature": "true"}
+    if name.isupper():
+        monkeypatch.setenv(name, "wr0ng:9000")
+    else:
+        options[name] = "wr0ng:9000"
+    tier = ObjectStoreTier("s3://bucket", options=options)
+    with pytest.raises(ConfigError, match=f"{name} must be a URL, as http://host:9000") as caught:
+        await tier.open()
+    assert "wr0ng" not in str(caught.value)
+    await tier.close()
+
+
 @pytest.mark.parametrize(
     "wrong",
     [
@@ -647,6 +666,7 @@ async def test_options_that_are_wrong(tmp_path: Path) -> None:
         {"url": ""},
         {"url": "s3://"},
         {"url": "s3:///prefix"},
+        {"url": "s3://[bucket/prefix"},
         {"url": "file://"},
         {"url": "file:///"},
         {"url": "file://folder"},
@@ -665,6 +685,9 @@ def test_no_message_shows_what_is_no_part_of_a_url() -> None:
     with pytest.raises(ConfigError, match="credentials go into options") as caught:
         ObjectStoreTier("s3://key:s3cret@bucket")
     assert "s3cret" not in str(caught.value)
+    with pytest.raises(ConfigError) as caught:
+        ObjectStoreTier("s3://key:s3cret\N{ACCOUNT OF}@bucket")
+    assert "s3cret" not in repr([caught.value, caught.value.__context__])
     tier = ObjectStoreTier("s3://bucket/a", options={"secret_access_key": "s3cret"})
     assert repr(tier) == "<ObjectStoreTier 'remote': s3://bucket/a>"
 

@@ -6,6 +6,7 @@ What they fail with is one kind of error, whose message shows neither credential
 from __future__ import annotations
 
 import atexit
+import contextlib
 import os
 import re
 import time
@@ -25,6 +26,8 @@ BASE_CLIENT_OPTIONS: Mapping[str, object] = {"connect_timeout": "2s", "timeout":
 MAX_RETRIES = 2
 """A store in the cloud fails one request of some ten thousand, and means it: "try again"."""
 FIRST_RETRY_S, MOST_RETRY_S, RETRY_TIMEOUT_S = 0.02, 0.1, 1.0
+MOST_SHOWN = 3
+"""Characters of an option's value that a message may have; it would be unreadable without any."""
 EXIT_S = 0.05
 """Seconds that a process waits before the interpreter ends: a thread of obstore's that is telling
 of a request's end then, and has woken the event loop but not gone on itself, would abort it."""
@@ -35,6 +38,7 @@ _STATUS = re.compile(r"status code: (\d{3})([A-Za-z ]*)")
 _CODE = re.compile(r"<Code>([\w.-]+)</Code>")
 _MESSAGE = re.compile(r"<Message>([^<]{1,200})")
 _CAUSE = re.compile(r"(?:message|error): \"([^\"\\]{1,200})\"|(InvalidCertificate)\(\s*(\w+)")
+_ENDPOINT = re.compile(r"(aws|azure|azure_storage)?_?endpoint(_url(_s3)?)?", re.IGNORECASE)
 _ENDPOINTS = ("AWS_ENDPOINT", "AWS_ENDPOINT_URL", "AWS_ENDPOINT_URL_S3")
 
 
@@ -60,7 +64,11 @@ def check_url(url: str) -> str:
     form = "s3://bucket/prefix, gs://bucket/prefix, az://container/prefix or file:///folder"
     if scheme not in SCHEMES:
         raise ConfigError(f"url must be {form}; this one begins with {scheme[:16]!r}")
-    parts = urlsplit(url)
+    parts = None
+    with contextlib.suppress(ValueError):  # as the context of ours it would show what was given
+        parts = urlsplit(url)
+    if parts is None:
+        raise ConfigError(f"url must be {form}; what is between // and / is no name")
     if "@" in parts.netloc or parts.query or parts.fragment:
         raise ConfigError(
             f"url must be {form}, without user, query or fragment: credentials go into options or "
@@ -108,6 +116,7 @@ class ObjectClient:
                 self._store = store.from_url(url, mkdir=True)
                 return
             config = dict(options)
+            _check_endpoint(config, _ENDPOINTS if scheme == "s3" else ())
             endpoints = [*config.values(), *(os.environ.get(name) for name in _ENDPOINTS)]
             is_plain = any(str(each).startswith("http://") for each in endpoints)
             if scheme == "s3" and not is_plain and not _has_unsigned_payload(config):
@@ -119,6 +128,8 @@ class ObjectClient:
             )
         except (*self._errors, TypeError, ValueError) as exc:
             text = str(exc).partition("\n")[0]
+            for value in map(str, [*options.values(), *client_options.values()]):
+                text = text.replace(value, "...") if len(value) > MOST_SHOWN else text
             raise ConfigError(f"{url} can't be used with these options: {text}") from None
 
     async def size(self, name: str) -> int | None:
@@ -267,6 +278,22 @@ def _has_unsigned_payload(config: Mapping[str, object]) -> bool:
     name = "unsigned_payload"
     given = {str(key).lower().removeprefix("aws_") for key in config}
     return name in given or f"AWS_{name.upper()}" in os.environ
+
+
+def _check_endpoint(config: Mapping[str, object], variables: Sequence[str]) -> None:
+    """Make sure of what the client would take, to panic with the first request.
+
+    Args:
+        config: Its options.
+        variables: Names of the environment's, where no option says it.
+
+    Raises:
+        ConfigError: It is no URL.
+    """
+    given = {name: value for name, value in config.items() if _ENDPOINT.fullmatch(name)}
+    for name, value in (given or {name: os.environ.get(name) for name in variables}).items():
+        if value and not str(value).lower().startswith(("http://", "https://")):
+            raise ConfigError(f"{name} must be a URL, as http://host:9000")
 
 
 def _is_unknown(exc: BaseException) -> bool:
