@@ -338,3 +338,31 @@ async def test_what_speaks_another_protocol() -> None:
         with anyio.fail_after(10), pytest.raises(TierUnavailableError):
             await tier.open()
         await tier.close()
+
+
+async def test_closed_while_it_authenticates() -> None:
+    """A connection that is let in after the close is given up; it stayed open for good."""
+    asked, let_in, over = asyncio.Event(), asyncio.Event(), asyncio.Event()
+
+    async def talk(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        assert b"AUTH" in await reader.read(1000)
+        asked.set()
+        await let_in.wait()
+        writer.write(b"+OK\r\n")
+        while await reader.read(1000):
+            writer.write(b"+PONG\r\n")
+        writer.close()
+        await writer.wait_closed()
+        over.set()
+
+    async with await asyncio.start_server(talk, "127.0.0.1", 0) as listening:
+        port = listening.sockets[0].getsockname()[1]
+        tier = ValkeyTier(f"redis://:secret@127.0.0.1:{port}")
+        with anyio.fail_after(10):
+            opening = asyncio.create_task(tier.open())
+            await asked.wait()
+            await tier.close()
+            let_in.set()
+            with pytest.raises(TierUnavailableError, match="closed"):
+                await opening
+            await over.wait()

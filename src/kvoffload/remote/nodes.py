@@ -10,7 +10,7 @@ from dataclasses import replace
 
 import anyio
 
-from .resp import Address, Connection, Reply, ReplyError, command, connect
+from .resp import Address, Connection, LostConnectionError, Reply, ReplyError, command, connect
 
 NUM_SLOTS = 16_384
 """Hash slots of a cluster."""
@@ -29,13 +29,14 @@ class Pool:
         self._limit = asyncio.Semaphore(size)
         self._free: list[Connection] = []
         self._used: set[Connection] = set()
+        self._is_closed = False
 
     @asynccontextmanager
     async def connection(self) -> AsyncIterator[Connection]:
         """Have a connection for oneself; it is given up where the body raises or is cancelled.
 
         Raises:
-            OSError: There is nobody.
+            OSError: There is nobody, or the pool was closed.
             ReplyError: The server does not let us in.
         """
         async with self._limit:
@@ -43,8 +44,13 @@ class Pool:
             while self._free and connection is None:
                 connection = self._free.pop()
                 connection = connection if connection.is_idle else None
-            if connection is None:
+            if connection is None and not self._is_closed:
                 connection = await connect(self._address)
+            if self._is_closed:  # meanwhile, perhaps: it would stay open for good
+                if connection is not None:
+                    connection.abort()
+                raise LostConnectionError("the tier was closed")
+            assert connection is not None
             self._used.add(connection)
             try:
                 yield connection
@@ -59,7 +65,8 @@ class Pool:
                     connection.abort()
 
     def close(self) -> None:
-        """Give up all connections, those in use too."""
+        """Give up all connections, those in use too; there will be no more."""
+        self._is_closed = True
         for connection in (*self._free, *self._used):
             connection.abort()
         self._free.clear()
@@ -110,6 +117,7 @@ class Nodes:
         self._is_cluster = is_cluster
         self._nodes: dict[str, Node] = {}
         self._slots: list[Node | None] = []
+        self._is_closed = False
         self.is_stale = is_cluster
         """Whether the shape of the cluster has to be asked for."""
 
@@ -157,7 +165,8 @@ class Nodes:
             del error
 
     def close(self) -> None:
-        """Give up all connections."""
+        """Give up all connections; there will be no more."""
+        self._is_closed = True
         for node in self._nodes.values():
             node.close()
         self._nodes.clear()
@@ -169,6 +178,8 @@ class Nodes:
         node = self._nodes.get(str(address))
         if node is None:
             node = self._nodes[str(address)] = Node(address, self._pool)
+            if self._is_closed:
+                node.close()
         return node
 
     def _note_slots(self, reply: Reply, asked: Node) -> None:
