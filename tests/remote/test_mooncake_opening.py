@@ -6,6 +6,8 @@ What it connects to here is no library, and counts the memory that it was lent.
 from __future__ import annotations
 
 import asyncio
+import subprocess
+import sys
 from collections.abc import Mapping
 from typing import Any
 
@@ -101,3 +103,17 @@ async def test_two_calls_make_one_client(door: Door, library: Library) -> None:
         assert library.segments == 1
         await tier.close()
         await eventually(lambda: not library.segments)
+
+
+def test_a_fork_while_another_thread_connects() -> None:
+    """That thread has the lock, and is not there to let go of it: the child never connected."""
+    code = """
+import os
+from kvoffload.remote import mooncake_client
+mooncake_client._lock.acquire()
+child = os.fork()
+if not child:
+    os._exit(mooncake_client._lock.locked())
+os._exit(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]))
+"""
+    assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0

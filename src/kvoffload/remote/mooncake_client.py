@@ -309,6 +309,8 @@ def start(work: Callable[[], None], name: str) -> threading.Thread:
 
 def _forget() -> None:
     """Leave a parent's connections alone: in a process that was forked, their threads are not."""
+    global _lock
+    _lock = threading.Lock()  # one of those threads may have it
     for each in (_broken, _clients, _threads):
         each.clear()
 
