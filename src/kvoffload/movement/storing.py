@@ -177,7 +177,7 @@ class Storing:
             return outcome if await job.result() else None
         except BaseException:
             # Cancelled between the end of the job and this task's turn.
-            self._index.abort(outcome.stored)
+            self._index.abort_pending(outcome.stored)
             raise
 
     def hold_back(self, entries: Sequence[BlockEntry]) -> None:
