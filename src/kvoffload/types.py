@@ -304,7 +304,7 @@ class EvictionPolicy(Protocol):
         """Note that these keys, resident at the level, left it (evicted, or about to move)."""
 
     def use(self, keys: Sequence[Key], *, retention: Retention | None = None) -> None:
-        """Note one use of this chain, and what its caller says of it.
+        """Note one use of this chain, each block once, and what its caller says of it.
 
         Keys that are not resident may be among them.
         """

@@ -168,12 +168,12 @@ class RunTable:
         """Return the runs that a chain consists of, cut so that none holds other blocks.
 
         Args:
-            keys: The chain, head first.
+            keys: The chain, head first, each block once.
             now: The number of this request.
             cuts: Positions that a run must start at, rising.
         """
         run_of = self._run_of
-        chain = list(dict.fromkeys(keys))
+        chain = keys if type(keys) is list else list(keys)  # slices are compared with lists
         end = len(chain)
         runs: list[Run] = []
         start = 0

@@ -135,7 +135,7 @@ def simulate(
             policy.insert(admitted, 0)
             resident.update(admitted)
             writes += len(admitted)
-        policy.use(chain, retention=retention)
+        policy.use(list(dict.fromkeys(chain)), retention=retention)
         if on_request is not None:
             on_request()
     return Simulated(
