@@ -74,6 +74,8 @@ class Index:
         """Whether there is any namespace but the manager's own."""
         self.prefetched: set[Key] = set()
         """Blocks that a hint brought and nobody has used since."""
+        self.condemned = 0
+        """Blocks that left though they were pinned, for they were damaged."""
         self.changed = Signal()
         self.short = Signal()
         """Fired when fewer slots of a level are free than its low watermark."""
@@ -450,6 +452,7 @@ class Index:
     def condemn(self, entry: BlockEntry) -> None:
         """Remove a pinned block whose bytes are bad; its slot is free with the last pin."""
         level = self.levels[entry.level]
+        self.condemned += 1
         self._give_copies_back(entry)
         self.prefetched.discard(entry.key)
         self.pinned.discard(entry.key)

@@ -17,6 +17,9 @@ from .views import Lent, lend, take_back, warn_derived
 class PinHolder(Protocol):
     """A scope that pins blocks, on which the leases inside of it may rely."""
 
+    def lend(self, lease: LeaseScope, count: int) -> list[BlockEntry] | None:
+        """Return its first so many blocks, pinned as `lend_pins` says; `None` if any left."""
+
     def lend_pins(self, lease: LeaseScope, entries: list[BlockEntry]) -> bool:
         """Return whether these stay pinned until the lease ended, or was told to pin them."""
 
@@ -69,8 +72,10 @@ class LeaseScope:
         if self._entries is not None:
             raise ClosedError("a lease is entered once: call load() again")
         if core.remote is None:
-            self._entries = entries = core.find(self._keys)
-            if self._holder is None or not self._holder.lend_pins(self, entries):
+            holder = self._holder
+            lent = None if holder is None else holder.lend(self, len(self._keys))
+            self._entries = entries = core.find(self._keys) if lent is None else lent
+            if lent is None:
                 self.pin()
         else:
             entries = await self._fetch_and_pin()

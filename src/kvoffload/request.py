@@ -48,6 +48,7 @@ class RequestScope:
         self._retention = retention
         self._to_result = to_result
         self._pinned: list[BlockEntry] = []
+        self._condemned = 0
         self._leases: set[LeaseScope] = set()
         self._ahead: Sequence[Key] = ()
         self._entered = False
@@ -110,6 +111,7 @@ class RequestScope:
             keys = keys[:hit]
         index.pin(entries)
         self._pinned = entries
+        self._condemned = index.condemned
         self._hit = self._next = len(keys)
         if core.read_ahead is not None:
             self._ahead = core.read_ahead(keys)
@@ -241,6 +243,14 @@ class RequestScope:
 
     # The leases of its blocks
 
+    def lend(self, lease: LeaseScope, count: int) -> list[BlockEntry] | None:
+        """Let a lease have the first blocks; see `PinHolder`."""
+        # A pinned block leaves when it turns out to be damaged, and not else.
+        if self._ended or self._condemned != self._core.index.condemned:
+            return None
+        self._leases.add(lease)
+        return self._pinned[:count]
+
     def lend_pins(self, lease: LeaseScope, entries: list[BlockEntry]) -> bool:
         """Let a lease rely on the pins of the request; see `PinHolder`."""
         if self._is_far and not self._ended:
@@ -291,7 +301,9 @@ class RequestScope:
 
     def _end(self) -> None:
         """Count the one use, unpin, and free what is said to be over."""
-        keys = list(dict.fromkeys(self._keys))
+        keys = self._keys
+        if len(set(keys)) < len(keys):
+            keys = list(dict.fromkeys(keys))
         try:
             self._core.index.use(keys, self._retention)
         finally:  # a policy of the user's may raise
