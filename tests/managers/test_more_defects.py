@@ -3,13 +3,21 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Collection
+from collections.abc import Collection, Sequence
 
 import anyio
 import anyio.lowlevel
 import pytest
 
-from kvoffload import AsyncLRUManager, Key, LRUOffloadManager, LRUPolicy, MemoryTier, NotPinnedError
+from kvoffload import (
+    AsyncLRUManager,
+    Key,
+    LRUOffloadManager,
+    LRUPolicy,
+    MemoryTier,
+    NotPinnedError,
+    TierError,
+)
 from kvoffload.testing import FaultyTier, ManualClock, RestartableTier, eventually
 
 
@@ -120,3 +128,37 @@ async def test_a_held_block_that_turned_out_bad_and_was_stored_anew() -> None:
         kv.check_invariants()
         assert kv.get_stats().pinned == 0
         assert kv.get_stats().tiers["hot"].free_blocks == 3
+
+
+async def test_a_bad_block_read_beside_one_whose_promotion_raises_gives_its_slot_back() -> None:
+    """The policy's error ended the read before the damaged record was erased: its slot was lost."""
+
+    class Bad(LRUPolicy):
+        bad = False
+
+        def insert(self, keys: Sequence[Key], level: int) -> None:
+            if self.bad and level == 0:
+                raise ValueError("bug")
+            super().insert(keys, level)
+
+    policy, cold = Bad(), FaultyTier(RestartableTier(8, 64, name="cold"))
+    kv = AsyncLRUManager(
+        hot=MemoryTier(2, 64), cold=cold, policy=policy, promote_threshold=1, watermarks=(0, 0)
+    )
+    async with kv:
+        await kv.store(range(4), [b"1"] * 4)
+        low = [number for number in range(4) if kv.locate([number])[0].tier == "cold"]
+        await kv.touch(low)
+        cold.flip_byte("read", slots=[kv._core.index.ready[low[0]].slot])
+        policy.bad = True
+        with pytest.raises((ValueError, TierError)):
+            async with kv.load(low):
+                pass
+        policy.bad = False
+        await kv._core.jobs.drain()
+        stats = kv.get_stats()
+        assert stats.corrupt == 1
+        assert stats.pinned == 0
+        tier = stats.tiers["cold"]
+        assert tier.free_blocks + tier.blocks == tier.capacity_blocks
+        assert await kv.lookup(low[:1]) == 0

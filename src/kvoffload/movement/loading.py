@@ -384,23 +384,38 @@ class Loading:
 
     async def _fly(self, flights: Sequence[Flight], rising: Sequence[Flight]) -> None:
         try:
+            await self._read_and_land(flights, rising)
+        except Exception:  # a policy of the user's may raise
+            log.exception("reading %d blocks failed", len(flights))
+            await self._erase_bad(flights)
+            raise
+        await self._erase_bad(flights)
+
+    async def _read_and_land(self, flights: Sequence[Flight], rising: Sequence[Flight]) -> None:
+        try:
             if rising:
                 entries = [flight.entry for flight in rising]
                 grants = await self._room_above(len(entries), whom_of(entries))
                 for flight, grant in zip(rising, grants, strict=False):
                     flight.grant = (0, grant)
             await self._read_all(flights)
-        except Exception:
-            log.exception("reading %d blocks failed", len(flights))
-            raise
         finally:
             self.demand -= len(flights)
             self._land(flights)
-        await self._erase_bad(flights)
 
     async def _promote(self, entries: Sequence[BlockEntry], named: Named) -> None:
         """Open flights for those blocks alone that there is room for, and nobody else fetches."""
         flights: list[Flight] = []
+        try:
+            await self._read_hinted(entries, named, flights)
+        except Exception:
+            await self._erase_bad(flights)
+            raise
+        await self._erase_bad(flights)
+
+    async def _read_hinted(
+        self, entries: Sequence[BlockEntry], named: Named, flights: list[Flight]
+    ) -> None:
         try:
             grants = await self.room_for_hint(len(entries), whom_of(entries), named)
             landed = anyio.Event()
@@ -418,7 +433,6 @@ class Loading:
         finally:
             self._land(flights)
             self._index.end_transfer(entries)
-        await self._erase_bad(flights)
 
     async def _room_above(self, count: int, whom: Whom) -> list[Grant]:
         """Get slots of the hottest tier for blocks on their way up, as far as there are any."""
