@@ -10,15 +10,34 @@ from concurrent.futures import Executor
 from contextlib import suppress
 from functools import partial
 from time import monotonic
-from typing import TYPE_CHECKING, Any, ParamSpec, TypeVar
+from typing import Any, ParamSpec, Protocol, TypeVar
 
 from .files import FileLayer
 
-if TYPE_CHECKING:
-    from .threads import Threads
-
 _P = ParamSpec("_P")
 _T = TypeVar("_T")
+
+
+class Runner(Protocol):
+    """What a call wants of the threads that run it.
+
+    Attributes:
+        last_sign: When any of the calls last showed a sign of life.
+    """
+
+    last_sign: float
+
+    def enqueue(self, call: Call) -> None:
+        """Queue a call."""
+
+    def share(self, call: Call, tasks: Iterable[Callable[[], None]]) -> None:
+        """Run tasks of a call on this thread, and on such as are idle."""
+
+    def pass_over(self, call: Call) -> None:
+        """Let another call begin in the place of one that was given up."""
+
+    def leave(self, call: Call) -> None:
+        """Note that no thread is in a call any more."""
 
 
 class Call(Executor):
@@ -33,7 +52,7 @@ class Call(Executor):
         inside: The threads that are in it.
     """
 
-    def __init__(self, threads: Threads, *, urgent: bool = False) -> None:
+    def __init__(self, threads: Runner, *, urgent: bool = False) -> None:
         """Make a call, to be submitted; urgent ones go ahead of others that wait."""
         self.urgent = urgent
         self.given_up = False
