@@ -4,12 +4,10 @@ from __future__ import annotations
 
 import asyncio
 import sys
-from collections.abc import AsyncIterator, Sequence
-from contextlib import asynccontextmanager
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-import anyio
 import pytest
 
 from kvoffload import (
@@ -26,7 +24,9 @@ from kvoffload.keys import encode_key
 from kvoffload.remote.nodes import slot_of
 from kvoffload.testing import eventually, payload_for
 
+from . import managed
 from .cutting import cut_after
+from .managed import Managed, state_of
 from .servers import Cluster, Server
 
 SIZE = 200_000
@@ -39,26 +39,8 @@ def payloads(hashes: Sequence[BlockHash]) -> list[bytes]:
     return [payload_for(each, SIZE) for each in hashes]
 
 
-@asynccontextmanager
-async def manager_at(
-    url: str, *, cluster: bool = False, **settings: Any
-) -> AsyncIterator[AsyncLRUManager]:
-    """Open a manager; when it is left, nothing may be pinned or lost."""
-    kv = AsyncLRUManager(
-        hot=MemoryTier(16, SIZE),
-        remote=ValkeyTier(url, cluster=cluster),
-        policy="lru",
-        **{"remote_timeout_s": 10.0, "remote_ttl_s": 0.0, **settings},
-    )
-    with anyio.fail_after(60):
-        async with kv:
-            yield kv
-            await eventually(lambda: not kv.get_stats().pinned and not kv.get_stats().pending)
-            kv.check_invariants()
-
-
-def state_of(kv: AsyncLRUManager) -> TierState:
-    return kv.get_stats().tiers["remote"].state
+def manager_at(url: str, *, cluster: bool = False, **settings: Any) -> Managed:
+    return managed.manager_of(ValkeyTier(url, cluster=cluster), SIZE, **settings)
 
 
 async def shared(kv: AsyncLRUManager, hashes: Sequence[BlockHash] = HASHES) -> None:

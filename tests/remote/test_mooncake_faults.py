@@ -5,8 +5,7 @@ from __future__ import annotations
 import asyncio
 import subprocess
 import sys
-from collections.abc import AsyncIterator, Iterator, Sequence
-from contextlib import asynccontextmanager
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +18,6 @@ from kvoffload import (
     BlockNotFoundError,
     ClosedError,
     LoadTimeoutError,
-    MemoryTier,
     MooncakeTier,
     RemoteOutcome,
     TierError,
@@ -30,6 +28,8 @@ from kvoffload.keys import encode_key
 from kvoffload.remote import lanes
 from kvoffload.testing import eventually, payload_for
 
+from . import managed
+from .managed import Managed, state_of
 from .mooncake_servers import MooncakeStore, needs_mooncake
 
 pytestmark = needs_mooncake
@@ -58,24 +58,8 @@ def payloads(hashes: Sequence[BlockHash]) -> list[bytes]:
     return [payload_for(each, SIZE) for each in hashes]
 
 
-@asynccontextmanager
-async def manager_at(url: str, **settings: Any) -> AsyncIterator[AsyncLRUManager]:
-    """Open a manager; when it is left, nothing may be pinned or lost."""
-    kv = AsyncLRUManager(
-        hot=MemoryTier(16, SIZE),
-        remote=MooncakeTier(url),
-        policy="lru",
-        **{"remote_timeout_s": 10.0, "remote_ttl_s": 0.0, **settings},
-    )
-    with anyio.fail_after(60):
-        async with kv:
-            yield kv
-            await eventually(lambda: not kv.get_stats().pinned and not kv.get_stats().pending)
-            kv.check_invariants()
-
-
-def state_of(kv: AsyncLRUManager) -> TierState:
-    return kv.get_stats().tiers["remote"].state
+def manager_at(url: str, **settings: Any) -> Managed:
+    return managed.manager_of(MooncakeTier(url), SIZE, **settings)
 
 
 async def shared(kv: AsyncLRUManager, hashes: Sequence[BlockHash] = HASHES) -> None:

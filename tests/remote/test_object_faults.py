@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import sys
-from collections.abc import AsyncIterator, Sequence
-from contextlib import asynccontextmanager
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -24,7 +23,9 @@ from kvoffload import (
 )
 from kvoffload.testing import eventually, payload_for
 
+from . import managed
 from .cutting import cut_after
+from .managed import Managed, state_of
 from .object_servers import BUCKET, ObjectServer, Seaweed
 
 SIZE = 200_000
@@ -37,24 +38,8 @@ def payloads(hashes: Sequence[BlockHash]) -> list[bytes]:
     return [payload_for(each, SIZE) for each in hashes]
 
 
-@asynccontextmanager
-async def manager_of(tier: ObjectStoreTier, **settings: Any) -> AsyncIterator[AsyncLRUManager]:
-    """Open a manager; when it is left, nothing may be pinned or lost."""
-    kv = AsyncLRUManager(
-        hot=MemoryTier(16, SIZE),
-        remote=tier,
-        policy="lru",
-        **{"remote_timeout_s": 10.0, "remote_ttl_s": 0.0, **settings},
-    )
-    with anyio.fail_after(90):
-        async with kv:
-            yield kv
-            await eventually(lambda: not kv.get_stats().pinned and not kv.get_stats().pending)
-            kv.check_invariants()
-
-
-def state_of(kv: AsyncLRUManager) -> TierState:
-    return kv.get_stats().tiers["remote"].state
+def manager_of(tier: ObjectStoreTier, **settings: Any) -> Managed:
+    return managed.manager_of(tier, SIZE, **settings)
 
 
 async def serves(kv: AsyncLRUManager) -> None:
